@@ -119,6 +119,8 @@ pub struct Delivery {
     pub message: Message,
     /// The charged attempts so far, with their evidence; this delivery is number `attempts.len() + 1`.
     pub attempts: Vec<crate::Attempt>,
+    /// How often it has been given back uncharged.
+    pub releases: u32,
     /// How often the message has been sent back from the dead letters.
     pub redrives: u32,
 }
@@ -127,6 +129,11 @@ impl Delivery {
     /// Which charged try this is: 1 for the first.
     pub fn attempt(&self) -> u32 {
         u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    /// How many hosts have died while they held it: every claim that neither a charged attempt nor a release explains.
+    pub fn crashes(&self) -> u64 {
+        self.token.0.saturating_sub(1 + self.attempts.len() as u64 + u64::from(self.releases))
     }
 }
 

@@ -17,6 +17,8 @@ pub const ENVELOPE_FIELDS: [&str; 7] =
     ["message_id", "payload", "priority", "timestamp", "producer_id", "retry_count", "max_retries"];
 /// Longest name of a stream, in bytes.
 pub const STREAM_NAME_BYTES_MAX: usize = 256;
+/// Attributes that one event may carry: far more than any schema needs, and few enough for one Redis command.
+pub const ATTRIBUTES_MAX: usize = 256;
 /// Plugins that a message and its descendants may pass, as promised in the wire format.
 pub const HOPS_MAX: u32 = 8;
 
@@ -179,6 +181,10 @@ impl Route {
         if event.priority.is_some_and(|priority| !(1..=4).contains(&priority)) {
             let text = format!("event {index} has priority {}; use 1 to 4", event.priority.unwrap_or(0));
             return bad(ReasonCode::BadOutput, text);
+        }
+        if event.attributes.len() > ATTRIBUTES_MAX {
+            let text = format!("event {index} has {} attributes, more than {ATTRIBUTES_MAX}", event.attributes.len());
+            return bad(ReasonCode::OutputLimit, text);
         }
         for (name, _) in &event.attributes {
             let name = name.as_str();

@@ -1,1 +1,36 @@
+//! Everything that Cofferdam does to Redis: groups, reads, the atomic settle, retries, dead letters, trimming.
+//!
+//! This crate never runs a guest, never decides what becomes of a delivery (the model crate does), and never reads a clock or
+//! a random number: times arrive as arguments. Only commands of Redis 7.0 are used.
+//!
+//! ```text
+//!   XADD ─▶ stream ──fetch──▶ RawEntry ──codec──▶ Message ··· verdict ──settle──▶ outputs + ack, parked, or dead letter
+//!             ▲                                                                  │
+//!             └────────── take (due retries, suspects of a silent host) ◀── park ┘
+//! ```
 
+pub mod codec;
+pub mod dead_letters;
+mod error;
+mod fetch;
+mod group;
+mod keys;
+mod ledger;
+mod presence;
+mod record;
+mod reply;
+mod scripts;
+mod settle;
+mod store;
+mod trim;
+
+pub use codec::{Codec, Decoded, RawEntry, Subscription, WhereRule, decode};
+pub use error::{Remedy, StreamError};
+pub use fetch::{ConsumerInfo, Doorbell, TakeFor, Taken};
+pub use group::{Ensured, GroupInfo, Start};
+pub use keys::{LaneKeys, redrive_stream, retry_consumer};
+pub use ledger::{Ledger, Tally};
+pub use presence::HostReport;
+pub use settle::{Decided, Evidence, SettleContext, Settled, VersionStamp};
+pub use store::{Limits, ServerFacts, Store};
+pub use trim::{Retention, Trimmed};

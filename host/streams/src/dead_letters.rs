@@ -1,0 +1,217 @@
+//! Reading dead letters, sending them back and discarding them. Every historic shape can be read.
+
+use serde_json::Value as Json;
+
+use cofferdam_model::EntryId;
+use cofferdam_model::route::DEAD_LETTER_STREAM;
+
+use crate::reply::Reply;
+use crate::{RawEntry, Store, StreamError, redrive_stream};
+
+/// A dead letter as it stands in the stream. Fields of historic shapes that lack them are empty.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StoredLetter {
+    /// Its own id among the dead letters.
+    pub id: EntryId,
+    /// Where the message was published.
+    pub original_stream: String,
+    /// Its id there.
+    pub original_id: String,
+    /// The group that gave up on it; empty in the original's shapes, which had none.
+    pub group: String,
+    /// The plugin.
+    pub plugin: String,
+    /// The version.
+    pub digest: String,
+    /// The reason code; `max-retries` for the original's.
+    pub code: String,
+    /// The words for it.
+    pub reason: String,
+    /// When, as written.
+    pub failed_at: String,
+    /// Charged attempts: JSON list.
+    pub attempts: Json,
+    /// The wasm backtrace.
+    pub trap: String,
+    /// The last log lines.
+    pub log_tail: String,
+    /// How often it had been sent back before.
+    pub redrives: u32,
+    /// The JSON view of the message.
+    pub original_message: Json,
+    /// The original entry's fields: byte for byte when the settle script copied them, rebuilt from the JSON view otherwise.
+    pub original_fields: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whether the fields are the copy.
+    pub exact: bool,
+}
+
+impl StoredLetter {
+    /// Reads one, in our shape or in any that the original wrote (one JSON field, with or without `reason`; or the keys of that
+    /// JSON directly as fields).
+    pub fn read(entry: RawEntry) -> Self {
+        let mut letter = StoredLetter { id: entry.id, ..StoredLetter::default() };
+        let mut view = serde_json::Map::new();
+        for (name, value) in entry.fields {
+            if let Some(original) = name.strip_prefix(b"orig:") {
+                letter.original_fields.push((original.to_vec(), value));
+                letter.exact = true;
+                continue;
+            }
+            let text = String::from_utf8_lossy(&value).into_owned();
+            match String::from_utf8_lossy(&name).as_ref() {
+                "payload" => {
+                    if let Ok(Json::Object(object)) = serde_json::from_str(&text) {
+                        view = object;
+                    }
+                }
+                "original_stream" => letter.original_stream = text,
+                "original_id" => letter.original_id = text,
+                "group" => letter.group = text,
+                "plugin" => letter.plugin = text,
+                "digest" => letter.digest = text,
+                "code" => letter.code = text,
+                "reason" => letter.reason = text,
+                "attempts" => letter.attempts = serde_json::from_str(&text).unwrap_or(Json::Null),
+                "trap" => letter.trap = text,
+                "log_tail" => letter.log_tail = text,
+                "redrives" => letter.redrives = text.parse().unwrap_or(0),
+                "failed_at" => letter.failed_at = text,
+                "original_message" => {
+                    letter.original_message = serde_json::from_str(&text).unwrap_or(Json::String(text))
+                }
+                _ => {}
+            }
+        }
+        let of = |name: &str| view.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
+        for (field, name) in [
+            (&mut letter.original_stream, "original_stream"),
+            (&mut letter.reason, "reason"),
+            (&mut letter.failed_at, "failed_at"),
+        ] {
+            if field.is_empty() {
+                *field = of(name);
+            }
+        }
+        if let Some(message) = view.remove("original_message") {
+            letter.original_message = message;
+        }
+        if letter.code.is_empty() {
+            letter.code = String::from("max-retries");
+        }
+        if !letter.exact {
+            letter.original_fields = rebuilt(&letter.original_message);
+        }
+        letter
+    }
+}
+
+/// The fields that the original's publisher wrote, from the JSON view of its message.
+fn rebuilt(message: &Json) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let Some(object) = message.as_object() else { return Vec::new() };
+    let text = |value: &Json| match value {
+        Json::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let known = object.iter().filter(|(name, _)| cofferdam_model::route::ENVELOPE_FIELDS.contains(&name.as_str()));
+    known.map(|(name, value)| (name.clone().into_bytes(), text(value).into_bytes())).collect()
+}
+
+impl Store {
+    /// Dead letters by range of their own ids, oldest first.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn dead_letters(&self, from: &str, to: &str, count: usize) -> Result<Vec<StoredLetter>, StreamError> {
+        if self.key_type(DEAD_LETTER_STREAM).await? == "none" {
+            return Ok(Vec::new());
+        }
+        let entries = self.range(DEAD_LETTER_STREAM, from, to, count).await?;
+        Ok(entries.into_iter().map(StoredLetter::read).collect())
+    }
+
+    /// Sends a dead letter back to `group`, in one atomic step. `None` when it is no longer there.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn redrive(&self, letter: &StoredLetter, group: &str) -> Result<Option<EntryId>, StreamError> {
+        let script = &self.scripts.redrive;
+        let mut call = script.call(&[DEAD_LETTER_STREAM, &redrive_stream(group)]);
+        let id = if letter.original_id.is_empty() { letter.id.to_string() } else { letter.original_id.clone() };
+        let redrives = (letter.redrives + 1).to_string();
+        let ours =
+            [("cofferdam_stream", &letter.original_stream), ("cofferdam_id", &id), ("cofferdam_redrives", &redrives)];
+        call.arg(letter.id.to_string()).arg(group).arg((ours.len() + letter.original_fields.len()) * 2);
+        for (name, value) in ours {
+            call.arg(name).arg(value);
+        }
+        for (name, value) in &letter.original_fields {
+            call.arg(name).arg(value);
+        }
+        let r = Reply { command: "redrive" };
+        let id = r.text(script.send(&mut self.writes.clone(), &call).await?)?;
+        if id.is_empty() {
+            return Ok(None);
+        }
+        id.parse().map(Some).map_err(|_| r.unexpected(format!("{id:?} instead of an entry id")))
+    }
+
+    /// Deletes a dead letter; whether it was there.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn discard(&self, id: EntryId) -> Result<bool, StreamError> {
+        let count: u64 = self.query(redis::cmd("XDEL").arg(DEAD_LETTER_STREAM).arg(id.to_string())).await?;
+        Ok(count == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(fields: &[(&str, &str)]) -> StoredLetter {
+        let fields = fields.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect();
+        StoredLetter::read(RawEntry { id: EntryId { ms: 9, seq: 0 }, fields })
+    }
+
+    #[test]
+    fn the_three_historic_shapes_can_be_read() {
+        let message = r#"{"message_id":"m","stream":"stream:attacks","payload":{"a":1},"priority":3,"retry_count":3}"#;
+        let code = format!(
+            r#"{{"original_stream":"stream:attacks","original_message":{message},"failed_at":"t","retry_count":3}}"#
+        );
+        let essay = format!(
+            r#"{{"original_stream":"stream:attacks","original_message":{message},"failed_at":"t","reason":"Max retries exceeded"}}"#
+        );
+        for fields in [
+            vec![("payload", code.as_str())],
+            vec![("payload", essay.as_str())],
+            vec![
+                ("original_stream", "stream:attacks"),
+                ("original_message", message),
+                ("failed_at", "t"),
+                ("reason", "x"),
+            ],
+        ] {
+            let letter = letter(&fields);
+            assert_eq!((letter.original_stream.as_str(), letter.code.as_str()), ("stream:attacks", "max-retries"));
+            let payload = letter.original_fields.iter().find(|(name, _)| name == b"payload").unwrap();
+            assert_eq!(payload.1, br#"{"a":1}"#);
+            assert!(!letter.exact);
+        }
+    }
+
+    #[test]
+    fn the_copy_of_the_original_entry_is_taken_before_the_json_view() {
+        let letter = letter(&[
+            ("payload", "{}"),
+            ("original_id", "5-1"),
+            ("code", "trap"),
+            ("orig:payload", "raw \u{1}"),
+            ("orig:x", "y"),
+        ]);
+        assert!(letter.exact);
+        assert_eq!(letter.original_fields[0], (b"payload".to_vec(), b"raw \x01".to_vec()));
+        assert_eq!(letter.code, "trap");
+    }
+}

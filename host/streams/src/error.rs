@@ -1,0 +1,165 @@
+//! What can go wrong between us and Redis, sorted by what the caller must do. The one place that reads error codes.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// An error of the streams crate.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// No connection, no answer in time, or a connection that broke: a write may or may not have happened.
+    #[error("redis does not answer: {source}")]
+    Unreachable {
+        /// The client's error.
+        source: RedisError,
+    },
+    /// A node that cannot serve now or is not the right one: loading, a replica, failing over, busy with a script.
+    #[error("redis is not ready: {source}")]
+    NotReady {
+        /// The client's error.
+        source: RedisError,
+    },
+    /// Redis refuses writes: at its memory limit, unable to save, or without the replicas it must have.
+    #[error("redis refuses writes: {source}")]
+    WritesRefused {
+        /// The client's error.
+        source: RedisError,
+    },
+    /// The stream or the group is gone: flushed, deleted, or an empty replica took over.
+    #[error("the group or its stream is gone: {source}")]
+    NoGroup {
+        /// The client's error.
+        source: RedisError,
+    },
+    /// A key that must be a stream is something else.
+    #[error("a key has the wrong type: {source}")]
+    WrongType {
+        /// The client's error.
+        source: RedisError,
+    },
+    /// The user may not do this, or the password is wrong.
+    #[error("redis denies access: {source}; check the user's ACL (cofferdam doctor lists what is needed)")]
+    Denied {
+        /// The client's error.
+        source: RedisError,
+    },
+    /// An error reply that none of the above explains.
+    #[error("redis answered with an error: {source}")]
+    Rejected {
+        /// The client's error.
+        source: RedisError,
+    },
+    /// A reply of another shape than the command's documentation promises.
+    #[error("redis gave an unexpected reply to {command}: {detail}")]
+    UnexpectedReply {
+        /// The command or script.
+        command: &'static str,
+        /// What was found.
+        detail: String,
+    },
+    /// The server is too old, or set up in a way that loses data.
+    #[error("{problem}; {mend}")]
+    Unsuitable {
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        mend: String,
+    },
+}
+
+/// What the caller must do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// Send the same again after a pause; a fenced script may be repeated whatever became of the first.
+    Repeat,
+    /// Stop reading, and repeat the write until it is taken.
+    StopReading,
+    /// Create the group again at its floor, and say what may repeat.
+    RecreateGroup,
+    /// An operator must act; until then nothing of this lane can be written.
+    Operator,
+}
+
+impl StreamError {
+    /// What to do about it.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            StreamError::Unreachable { .. } | StreamError::NotReady { .. } => Remedy::Repeat,
+            StreamError::WritesRefused { .. } => Remedy::StopReading,
+            StreamError::NoGroup { .. } => Remedy::RecreateGroup,
+            StreamError::WrongType { .. }
+            | StreamError::Denied { .. }
+            | StreamError::Rejected { .. }
+            | StreamError::UnexpectedReply { .. }
+            | StreamError::Unsuitable { .. } => Remedy::Operator,
+        }
+    }
+}
+
+impl From<RedisError> for StreamError {
+    fn from(source: RedisError) -> Self {
+        match source.kind() {
+            ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => return StreamError::Unreachable { source },
+            ErrorKind::AuthenticationFailed => return StreamError::Denied { source },
+            ErrorKind::Server(kind) => match kind {
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::ReadOnly
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::Moved
+                | ServerErrorKind::Ask
+                | ServerErrorKind::TryAgain
+                | ServerErrorKind::NoScript => return StreamError::NotReady { source },
+                ServerErrorKind::NoPerm => return StreamError::Denied { source },
+                _ => {}
+            },
+            _ => {}
+        }
+        match source.code() {
+            Some("OOM" | "MISCONF" | "NOREPLICAS") => StreamError::WritesRefused { source },
+            Some("BUSY" | "UNBLOCKED") => StreamError::NotReady { source },
+            Some("NOGROUP") => StreamError::NoGroup { source },
+            Some("WRONGTYPE" | "BADDEAD") => StreamError::WrongType { source },
+            Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StreamError::Denied { source },
+            _ if source.is_io_error() || source.is_timeout() || source.is_connection_dropped() => {
+                StreamError::Unreachable { source }
+            }
+            _ => StreamError::Rejected { source },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(code: &str) -> StreamError {
+        let text = format!("-{code} something\r\n");
+        let value = redis::parse_redis_value(text.as_bytes()).unwrap();
+        value.extract_error().unwrap_err().into()
+    }
+
+    #[test]
+    fn every_error_code_of_a_stream_host_has_its_remedy() {
+        let table = [
+            ("NOGROUP", Remedy::RecreateGroup),
+            ("UNBLOCKED", Remedy::Repeat),
+            ("READONLY", Remedy::Repeat),
+            ("MASTERDOWN", Remedy::Repeat),
+            ("LOADING", Remedy::Repeat),
+            ("CLUSTERDOWN", Remedy::Repeat),
+            ("TRYAGAIN", Remedy::Repeat),
+            ("NOSCRIPT", Remedy::Repeat),
+            ("BUSY", Remedy::Repeat),
+            ("OOM", Remedy::StopReading),
+            ("MISCONF", Remedy::StopReading),
+            ("NOREPLICAS", Remedy::StopReading),
+            ("WRONGTYPE", Remedy::Operator),
+            ("BADDEAD", Remedy::Operator),
+            ("NOPERM", Remedy::Operator),
+            ("NOAUTH", Remedy::Operator),
+            ("ERR", Remedy::Operator),
+        ];
+        for (code, remedy) in table {
+            assert_eq!(of(code).remedy(), remedy, "{code}");
+        }
+    }
+}

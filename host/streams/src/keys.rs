@@ -1,0 +1,54 @@
+//! The names of our keys, and of the reserved consumer that holds parked entries.
+
+use std::sync::Arc;
+
+use cofferdam_model::policy::DELAY_MS_MAX;
+
+/// The format version of everything we write under `cofferdam:`, as `major.minor`.
+pub(crate) const FORMAT: &str = "1.0";
+/// Where the format version stands.
+pub(crate) const FORMAT_KEY: &str = "cofferdam:format";
+/// The prefix of the reports of live hosts.
+pub(crate) const HOST_PREFIX: &str = "cofferdam:host:";
+
+/// The reserved consumer of parked entries. The longest delay is part of its name, because an entry's due time is kept as
+/// its idle time counted back from it.
+pub fn retry_consumer() -> String {
+    format!("~retry/{DELAY_MS_MAX}")
+}
+
+/// The stream on which a group gets back what was sent back from the dead letters.
+pub fn redrive_stream(group: &str) -> String {
+    format!("cofferdam:redrive:{group}")
+}
+
+/// The keys of one lane: a group on a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneKeys {
+    /// The stream that the lane reads.
+    pub stream: Arc<str>,
+    /// The group it reads with.
+    pub group: Arc<str>,
+    /// The group's redrive stream; the same as `stream` for the lane that reads it.
+    pub redrive: Arc<str>,
+    pub(crate) ledger: String,
+    pub(crate) park: String,
+}
+
+impl LaneKeys {
+    /// The keys of a group on a stream.
+    pub fn new(stream: &str, group: &str) -> Self {
+        LaneKeys {
+            stream: stream.into(),
+            group: group.into(),
+            redrive: redrive_stream(group).into(),
+            ledger: format!("cofferdam:ledger:{stream}|{group}"),
+            park: format!("cofferdam:park:{stream}|{group}"),
+        }
+    }
+
+    /// Whether this lane reads its group's redrive stream.
+    pub fn is_redrive(&self) -> bool {
+        self.stream == self.redrive
+    }
+}

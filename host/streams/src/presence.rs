@@ -1,0 +1,59 @@
+//! Which hosts are alive, and what each says of its plugins: one key a host that expires by itself.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::keys::HOST_PREFIX;
+use crate::{Store, StreamError};
+
+/// What a host says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Its consumer name: host and boot.
+    pub consumer: String,
+    /// Its program's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Since when, in milliseconds since 1970.
+    pub started_ms: u64,
+    /// When it said so, in milliseconds since 1970.
+    pub reported_ms: u64,
+    /// Its plugins, as the daemon describes them.
+    pub plugins: serde_json::Value,
+}
+
+impl Store {
+    /// Publishes a report that is forgotten after `lives` unless renewed.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn report(&self, report: &HostReport, lives: Duration) -> Result<(), StreamError> {
+        let text = serde_json::to_string(report).expect("a report always serializes");
+        let mut command = redis::cmd("SET");
+        command.arg(format!("{HOST_PREFIX}{}", report.consumer)).arg(text).arg("PX").arg(lives.as_millis() as u64);
+        self.query(&command).await
+    }
+
+    /// Takes a report back: the host has left.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn report_gone(&self, consumer: &str) -> Result<(), StreamError> {
+        self.query(redis::cmd("DEL").arg(format!("{HOST_PREFIX}{consumer}"))).await
+    }
+
+    /// The reports of all hosts that are alive.
+    ///
+    /// # Errors
+    /// Whatever Redis answers; a report of another version that cannot be read is left out.
+    pub async fn hosts(&self) -> Result<Vec<HostReport>, StreamError> {
+        let mut hosts = Vec::new();
+        for key in self.keys_with_prefix(HOST_PREFIX).await? {
+            let text: Option<String> = self.query(redis::cmd("GET").arg(&key)).await?;
+            hosts.extend(text.and_then(|text| serde_json::from_str(&text).ok()));
+        }
+        Ok(hosts)
+    }
+}

@@ -1,0 +1,42 @@
+#!lua flags=allow-oom
+-- Takes over pending entries of one consumer that have been idle long enough: parked entries now due (of the reserved
+-- consumer), or the suspects of a silent host. Entries whose payload somebody trimmed away are saved from their parked copy
+-- or leave a tombstone among the dead letters: nothing disappears unsaid.
+--
+-- KEYS: 1 input stream, 2 ledger, 3 park hash, 4 dead letters, 5 redrive stream of the group
+-- ARGV: group, consumer, from which consumer, idle ms, count, now (ISO 8601), plugin
+-- Returns {number of entries found, {id, new token, record or '', fields}...}
+local input, ledger, park, dead, redrive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local group, me = ARGV[1], ARGV[2]
+local found = redis.call('XPENDING', input, group, 'IDLE', ARGV[4], '-', '+', ARGV[5], ARGV[3])
+local taken = {#found}
+for _, p in ipairs(found) do
+  local id, token = p[1], p[4] + 1
+  local record = redis.call('HGET', park, id) or ''
+  local entry = redis.call('XRANGE', input, id, id)[1]
+  if entry then
+    redis.call('XCLAIM', input, group, me, 0, id)
+    taken[#taken + 1] = {id, token, record, entry[2]}
+  else
+    -- XCLAIM would drop the pending entry of a payload that is gone without a word, so it is not asked.
+    local copy = redis.call('HGET', park, id .. ':entry')
+    if copy then
+      local fields = cmsgpack.unpack(copy)
+      if input ~= redrive then
+        for _, extra in ipairs({input, 'cofferdam_stream', id, 'cofferdam_id'}) do table.insert(fields, 1, extra) end
+      end
+      fields[#fields + 1] = 'cofferdam_record'
+      fields[#fields + 1] = record
+      redis.call('XADD', redrive, '*', unpack(fields))
+      redis.call('HINCRBY', ledger, 'rescued', 1)
+    else
+      local note = cjson.encode({original_stream = input, failed_at = ARGV[6], reason = 'payload-trimmed', retry_count = 0})
+      redis.call('XADD', dead, '*', 'payload', note, 'original_stream', input, 'original_id', id, 'group', group,
+        'plugin', ARGV[7], 'digest', '', 'code', 'payload-trimmed', 'attempts', '[]', 'trap', '', 'log_tail', '', 'redrives', '0')
+      redis.call('HINCRBY', ledger, 'dead', 1)
+    end
+    redis.call('XACK', input, group, id)
+    redis.call('HDEL', park, id, id .. ':entry')
+  end
+end
+return taken
