@@ -1,0 +1,65 @@
+//! What the user typed. What it means is the commands' affair.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands;
+
+/// Runs sandboxed WebAssembly handlers over Redis Streams: nothing is lost, doubled or let out.
+#[derive(Debug, Parser)]
+#[command(name = "cofferdam", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Common {
+    /// Configuration file [default: ./cofferdam.toml for `run`, else the user's configuration folder]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
+    pub(crate) config: Option<PathBuf>,
+    /// Redis to use: redis://host:port/db, rediss://… or redis+unix:///path [default: the running host's]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Everywhere")]
+    pub(crate) redis: Option<String>,
+    /// Where state is kept [default: the user's state folder]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
+    pub(crate) data: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) json: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Watch the whole story on real honeypot events: crash, retry, dead letters, fixed version, redrive
+    Demo(commands::demo::Args),
+    /// Run a host: watch a folder of plugins and run them over the streams
+    Run(commands::run::Args),
+    /// Check a plugin, place it in the running host's folder and wait until it is live
+    Deploy(commands::deploy::Args),
+    /// Publish JSON events from files or standard input into a stream
+    Publish(commands::publish::Args),
+    /// Print the entries of a stream, and follow it
+    Tail(commands::tail::Args),
+    /// Hosts, plugins, lag and failures at one glance
+    Status(commands::status::Args),
+    /// The plugins of the running hosts: versions, state, why one is not live
+    Plugins(commands::plugins::Args),
+    /// Streams and their consumer groups: length, lag, pending, parked
+    Streams(commands::streams::Args),
+    /// What a plugin is and asks for, without running it
+    Inspect(commands::inspect::Args),
+    /// Dead letters: look, send back, discard
+    Dlq(commands::dlq::Args),
+    /// Check on the live system that nothing was lost or doubled
+    Verify(commands::verify::Args),
+    /// Check this machine and its Redis, and say what to mend
+    Doctor(commands::doctor::Args),
+    /// Measure this machine: the sandboxed host beside the same loop without sandbox and fence
+    Bench(commands::bench::Args),
+}

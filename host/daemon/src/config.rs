@@ -1,0 +1,370 @@
+//! The configuration: raw file to checked [`Config`]. The only reader of the environment.
+//!
+//! Defaults < file < environment (`COFFERDAM__SECTION__KEY`) < flags. Unknown keys are refused with their place. The working
+//! directory's `cofferdam.toml` is read by `run` alone, and only if nobody else could have written it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use cofferdam_model::StreamPattern;
+use cofferdam_streams::Retention;
+use serde::Deserialize;
+
+use crate::quantity::{Bytes, Span};
+
+/// The file as written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawConfig {
+    redis: RawRedis,
+    plugins: toml::Table,
+    streams: BTreeMap<String, RawStream>,
+    policy: RawPolicySection,
+    delivery: RawDelivery,
+    data: RawData,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRedis {
+    url: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawStream {
+    keep: Option<u64>,
+    age: Option<Span>,
+    ignore_groups: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawPolicySection {
+    default: RawPolicy,
+    plugins: BTreeMap<String, RawPolicy>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPolicy {
+    read: Option<Vec<String>>,
+    emit: Option<Vec<String>>,
+    memory: Option<Bytes>,
+    deadline: Option<Span>,
+    instances: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawDelivery {
+    lease: Option<Span>,
+    grace: Option<Span>,
+    in_flight: Option<usize>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawData {
+    dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSite {
+    config: BTreeMap<String, String>,
+}
+
+/// What an operator grants a plugin at most.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) read: Vec<StreamPattern>,
+    pub(crate) emit: Vec<StreamPattern>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) deadline: Duration,
+    pub(crate) fresh: bool,
+    pub(crate) reuse: bool,
+}
+
+/// How messages are moved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeliveryConfig {
+    /// After this long without a sign of life, what a host holds belongs to the others.
+    pub(crate) lease: Duration,
+    /// How long a stopping host may take to finish what it has begun.
+    pub(crate) grace: Duration,
+    /// Deliveries that a lane holds at most.
+    pub(crate) in_flight_max: usize,
+}
+
+/// The configuration, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Redis of the operator's own; `None` is the private one.
+    pub(crate) redis_url: Option<String>,
+    pub(crate) plugins_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) delivery: DeliveryConfig,
+    policies: BTreeMap<String, Policy>,
+    default_policy: Policy,
+    retentions: BTreeMap<String, Retention>,
+    site_configs: BTreeMap<String, BTreeMap<String, String>>,
+    /// The file that was read.
+    pub(crate) source: Option<PathBuf>,
+}
+
+/// What was given on the command line, over everything else.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overrides {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) redis: Option<String>,
+    pub(crate) data: Option<PathBuf>,
+    pub(crate) plugins: Option<PathBuf>,
+    /// Whether the working directory's file may be read.
+    pub(crate) working_directory: bool,
+}
+
+impl Config {
+    /// Loads the configuration.
+    ///
+    /// # Errors
+    /// A file that cannot be read or understood, with its place.
+    pub(crate) fn load(overrides: &Overrides) -> Result<Self> {
+        let source = find_file(overrides)?;
+        let mut table = match &source {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                let text = expand(&text).with_context(|| format!("in {}", path.display()))?;
+                text.parse().with_context(|| format!("in {}", path.display()))?
+            }
+        };
+        apply_environment(&mut table);
+        let raw: RawConfig = toml::Value::Table(table).try_into().with_context(|| match &source {
+            Some(path) => format!("in {}", path.display()),
+            None => String::from("in the COFFERDAM__… variables of the environment"),
+        })?;
+        Config::check(raw, overrides, source)
+    }
+
+    fn check(raw: RawConfig, overrides: &Overrides, source: Option<PathBuf>) -> Result<Self> {
+        let mut plugins = raw.plugins;
+        let dir = match plugins.remove("dir") {
+            None => None,
+            Some(toml::Value::String(dir)) => Some(PathBuf::from(dir)),
+            Some(other) => bail!("[plugins] dir = {other} is not a path"),
+        };
+        let mut site_configs = BTreeMap::new();
+        for (name, value) in plugins {
+            let site: RawSite = value.try_into().with_context(|| format!("in [plugins.{name}]"))?;
+            site_configs.insert(name, site.config);
+        }
+        let default_policy = policy(&raw.policy.default, None).context("in [policy.default]")?;
+        let mut policies = BTreeMap::new();
+        for (name, own) in &raw.policy.plugins {
+            let checked = policy(own, Some(&default_policy)).with_context(|| format!("in [policy.plugins.{name}]"))?;
+            policies.insert(name.clone(), checked);
+        }
+        let retentions = raw.streams.into_iter().map(|(name, own)| {
+            let default = Retention::default();
+            let entries = own.keep.unwrap_or(default.entries);
+            (name, Retention { entries, age: own.age.map(|span| span.0), ignored_groups: own.ignore_groups })
+        });
+        let lease = raw.delivery.lease.map_or(Duration::from_secs(30), |span| span.0);
+        if lease < Duration::from_millis(500) {
+            bail!("[delivery] lease = {lease:?} is too short: below 500ms a busy machine loses leases it still uses");
+        }
+        let delivery = DeliveryConfig {
+            lease,
+            grace: raw.delivery.grace.map_or(Duration::from_secs(10), |span| span.0),
+            in_flight_max: raw.delivery.in_flight.unwrap_or(2_048).clamp(1, 50_000),
+        };
+        let data_dir = match overrides.data.clone().or(raw.data.dir) {
+            Some(dir) => dir,
+            None => default_data_dir()?,
+        };
+        Ok(Config {
+            redis_url: overrides.redis.clone().or(raw.redis.url).filter(|url| !url.is_empty()),
+            plugins_dir: overrides.plugins.clone().or(dir).unwrap_or_else(|| PathBuf::from("plugins")),
+            data_dir,
+            delivery,
+            policies,
+            default_policy,
+            retentions: retentions.collect(),
+            site_configs,
+            source,
+        })
+    }
+
+    /// What a plugin may have at most.
+    pub(crate) fn policy(&self, plugin: &str) -> &Policy {
+        self.policies.get(plugin).unwrap_or(&self.default_policy)
+    }
+
+    /// How much of a stream is kept.
+    pub(crate) fn retention(&self, stream: &str) -> Retention {
+        self.retentions.get(stream).cloned().unwrap_or_default()
+    }
+
+    /// This site's own settings of a plugin, over its manifest's.
+    pub(crate) fn site_config(&self, plugin: &str) -> Option<&BTreeMap<String, String>> {
+        self.site_configs.get(plugin)
+    }
+}
+
+fn policy(raw: &RawPolicy, base: Option<&Policy>) -> Result<Policy> {
+    let patterns = |key: &str, given: &Option<Vec<String>>, default: &[&str], inherited: Option<&Vec<StreamPattern>>| {
+        let names: Vec<String> = match (given, inherited) {
+            (Some(names), _) => names.clone(),
+            (None, Some(patterns)) => return Ok(patterns.clone()),
+            (None, None) => default.iter().map(|&name| name.to_owned()).collect(),
+        };
+        names.iter().map(|name| StreamPattern::new(name).with_context(|| format!("in {key}"))).collect::<Result<Vec<_>>>()
+    };
+    let instances = match (&raw.instances, base) {
+        (None, Some(base)) => (base.fresh, base.reuse),
+        (None, None) => (true, true),
+        (Some(words), _) => {
+            if let Some(word) = words.iter().find(|word| !["fresh", "reuse"].contains(&word.as_str())) {
+                bail!("instances: {word:?} is not understood; write \"fresh\", \"reuse\" or both");
+            }
+            (words.iter().any(|word| word == "fresh"), words.iter().any(|word| word == "reuse"))
+        }
+    };
+    Ok(Policy {
+        read: patterns("read", &raw.read, &["*"], base.map(|base| &base.read))?,
+        emit: patterns("emit", &raw.emit, &["*"], base.map(|base| &base.emit))?,
+        memory_bytes: raw.memory.map(|bytes| bytes.0).or(base.map(|base| base.memory_bytes)).unwrap_or(256 << 20),
+        deadline: raw.deadline.map(|span| span.0).or(base.map(|base| base.deadline)).unwrap_or(Duration::from_secs(30)),
+        fresh: instances.0,
+        reuse: instances.1,
+    })
+}
+
+fn find_file(overrides: &Overrides) -> Result<Option<PathBuf>> {
+    if let Some(path) = &overrides.config {
+        if !path.is_file() {
+            bail!("there is no configuration file {}", path.display());
+        }
+        return Ok(Some(path.clone()));
+    }
+    let here = Path::new("cofferdam.toml");
+    if overrides.working_directory && here.is_file() {
+        check_trust(here)?;
+        return Ok(Some(here.to_owned()));
+    }
+    let user = match (environment("XDG_CONFIG_HOME"), environment("HOME")) {
+        (Some(config), _) => Some(PathBuf::from(config)),
+        (None, Some(home)) => Some(Path::new(&home).join(".config")),
+        (None, None) => None,
+    };
+    Ok(user.map(|dir| dir.join("cofferdam/cofferdam.toml")).filter(|path| path.is_file()))
+}
+
+/// A file in the working directory decides what code may do, so nobody but the user may have been able to write it.
+fn check_trust(path: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let me = rustix::process::geteuid().as_raw();
+    for checked in [path, Path::new(".")] {
+        let meta = checked.metadata().with_context(|| format!("cannot look at {}", checked.display()))?;
+        if meta.uid() != me || meta.mode() & 0o022 != 0 {
+            bail!(
+                "./cofferdam.toml is not read: it or its folder belongs to somebody else or is writable by others; \
+                 mend that (chmod go-w . cofferdam.toml) or name it yourself: --config ./cofferdam.toml"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Where state goes when nothing else is said.
+fn default_data_dir() -> Result<PathBuf> {
+    if let Some(state) = environment("XDG_STATE_HOME") {
+        return Ok(Path::new(&state).join("cofferdam"));
+    }
+    let home = environment("HOME").context("HOME is not set: say where state may be kept with --data DIR")?;
+    Ok(Path::new(&home).join(".local/state/cofferdam"))
+}
+
+#[allow(clippy::disallowed_methods, reason = "this file is the one reader of the environment")]
+pub(crate) fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// `COFFERDAM__REDIS__URL` becomes `[redis] url`; `_` within a word becomes `-`.
+fn apply_environment(table: &mut toml::Table) {
+    for (name, value) in std::env::vars() {
+        let Some(path) = name.strip_prefix("COFFERDAM__") else { continue };
+        let mut parts: Vec<String> = path.split("__").map(|part| part.to_ascii_lowercase().replace('_', "-")).collect();
+        let Some(key) = parts.pop() else { continue };
+        let mut inner = &mut *table;
+        for part in parts {
+            let entry = inner.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            let toml::Value::Table(next) = entry else { return };
+            inner = next;
+        }
+        // A number, a truth value or a list is meant as one; everything else is a string.
+        let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
+        inner.insert(key, parsed.unwrap_or(toml::Value::String(value)));
+    }
+}
+
+/// `${NAME}` and `${NAME:-default}`.
+fn expand(text: &str) -> Result<String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        out.push_str(before);
+        let Some((inner, tail)) = after.split_once('}') else { bail!("${{ is not closed by }}") };
+        let (name, default) = inner.split_once(":-").map_or((inner, None), |(name, default)| (name, Some(default)));
+        match (environment(name), default) {
+            (Some(value), _) => out.push_str(&value),
+            (None, Some(default)) => out.push_str(default),
+            (None, None) => bail!("the environment has no {name}; set it, or write ${{{name}:-default}}"),
+        }
+        rest = tail;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config> {
+        let raw: RawConfig = toml::from_str(text)?;
+        Config::check(raw, &Overrides { data: Some("d".into()), ..Overrides::default() }, None)
+    }
+
+    #[test]
+    fn a_host_works_with_no_file_at_all() {
+        let config = load("").unwrap();
+        assert_eq!((config.plugins_dir.as_path(), config.redis_url), (Path::new("plugins"), None));
+        assert_eq!(config.delivery.lease, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_values_are_refused_with_their_place() {
+        let error = |text: &str| format!("{:#}", load(text).unwrap_err());
+        assert!(error("[redis]\nurll = 1").contains("urll"));
+        assert!(error("[policy.default]\ninstances = [\"old\"]").contains("\"fresh\", \"reuse\""));
+        assert!(error("[delivery]\nlease = \"1ms\"").contains("too short"));
+        assert!(error("[plugins.classify]\nconfg = 1").contains("confg"));
+    }
+
+    #[test]
+    fn a_plugin_policy_takes_from_the_default_what_it_does_not_say() {
+        let config = load("[policy.default]\nmemory = \"8MiB\"\n[policy.plugins.x]\ndeadline = \"3s\"").unwrap();
+        assert_eq!((config.policy("x").memory_bytes, config.policy("x").deadline), (8 << 20, Duration::from_secs(3)));
+        assert_eq!(config.policy("y").deadline, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn variables_are_expanded_and_missing_ones_named() {
+        assert_eq!(expand("a ${NO_SUCH_VARIABLE:-b} c").unwrap(), "a b c");
+        assert!(expand("${NO_SUCH_VARIABLE}").unwrap_err().to_string().contains("NO_SUCH_VARIABLE"));
+    }
+}

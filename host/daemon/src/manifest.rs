@@ -1,0 +1,347 @@
+//! A plugin's manifest: the raw file, and what it means once checked.
+//!
+//! Everything but the subscription has a default. Unknown keys are refused: a typing error in a limit must not switch it off.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cofferdam_model::route::RouteError;
+use cofferdam_model::{Backoff, EntryId, RetryPolicy, Route};
+use cofferdam_sandbox::{Instances, Limits};
+use cofferdam_streams::{Codec, Start, Subscription, WhereRule};
+use serde::{Deserialize, Serialize};
+
+use crate::quantity::{Bytes, Span};
+
+/// The manifest as written.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct RawManifest {
+    pub(crate) name: Option<String>,
+    /// Of the wasm file: proves it whole, so that it need not be watched until it is quiet.
+    pub(crate) sha256: Option<String>,
+    pub(crate) group: Option<String>,
+    pub(crate) subscribe: Vec<RawSubscription>,
+    pub(crate) emit: Vec<String>,
+    pub(crate) order: Option<String>,
+    pub(crate) instances: Option<String>,
+    pub(crate) concurrency: Option<RawConcurrency>,
+    pub(crate) retries: Option<u32>,
+    pub(crate) crashes: Option<u64>,
+    pub(crate) start: Option<String>,
+    pub(crate) backoff: RawBackoff,
+    pub(crate) limits: RawLimits,
+    pub(crate) requests: RawRequests,
+    pub(crate) config: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum RawSubscription {
+    Stream(String),
+    Table(RawSubscriptionTable),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct RawSubscriptionTable {
+    stream: String,
+    codec: Option<String>,
+    key: Option<String>,
+    start: Option<String>,
+    #[serde(default, rename = "where")]
+    rules: BTreeMap<String, RawRule>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum RawRule {
+    OneOf(Vec<serde_json::Value>),
+    Prefix { prefix: String },
+    Exists { exists: bool },
+    Equal(serde_json::Value),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum RawConcurrency {
+    Threads(usize),
+    Word(String),
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawBackoff {
+    base: Option<Span>,
+    factor: Option<u32>,
+    max: Option<Span>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct RawLimits {
+    memory: Option<Bytes>,
+    deadline: Option<Span>,
+    output: Option<Bytes>,
+    events: Option<u32>,
+    message: Option<Bytes>,
+    log_lines: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct RawRequests {
+    state: bool,
+    http: Vec<String>,
+    assets: Vec<String>,
+}
+
+/// A subscription with the place where its group starts.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Subscribed {
+    pub(crate) subscription: Subscription,
+    pub(crate) start: StartRule,
+}
+
+/// Where a new group starts, as the manifest says it; times are resolved when the group is created.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum StartRule {
+    /// `new` on a stream that has entries, `oldest` on the private Redis: what surprises least.
+    Default,
+    New,
+    Oldest,
+    /// This long ago.
+    Ago(Duration),
+    After(EntryId),
+}
+
+impl StartRule {
+    /// What to ask Redis for.
+    pub(crate) fn resolve(self, now_ms: u64, private_redis: bool) -> Start {
+        match self {
+            StartRule::Default if private_redis => Start::Oldest,
+            StartRule::Default | StartRule::New => Start::New,
+            StartRule::Oldest => Start::Oldest,
+            StartRule::Ago(span) => {
+                let ms = now_ms.saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+                Start::After(EntryId { ms, seq: 0 }.before())
+            }
+            StartRule::After(id) => Start::After(id),
+        }
+    }
+}
+
+/// The manifest, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Manifest {
+    pub(crate) name: String,
+    pub(crate) group: String,
+    pub(crate) subscribed: Vec<Subscribed>,
+    pub(crate) route: Route,
+    pub(crate) instances: Instances,
+    /// Threads on this host; `None` is automatic.
+    pub(crate) concurrency: Option<usize>,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) limits: Limits,
+    pub(crate) config: BTreeMap<String, String>,
+    /// The manifest without its `sha256`, in one canonical text: what the version's digest covers.
+    pub(crate) canonical: String,
+}
+
+/// What is wrong with a manifest.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManifestError {
+    #[error("{0}")]
+    Syntax(#[from] toml::de::Error),
+    #[error("{0}")]
+    Route(#[from] RouteError),
+    #[error("{key} = {value:?} is not understood: {wanted}")]
+    Value { key: String, value: String, wanted: &'static str },
+    #[error("{key} is not supported by this version of Cofferdam; take it out of the manifest")]
+    NotYet { key: String },
+    #[error("the name {name:?} may hold letters, digits, - and _, and no more than 64 of them")]
+    Name { name: String },
+}
+
+fn value(key: &str, value: &str, wanted: &'static str) -> ManifestError {
+    ManifestError::Value { key: key.to_owned(), value: value.to_owned(), wanted }
+}
+
+impl Manifest {
+    /// Reads a manifest. `file_name` is the plugin's name when the manifest gives none.
+    pub(crate) fn parse(text: &str, file_name: &str) -> Result<(Self, Option<String>), ManifestError> {
+        let mut raw: RawManifest = toml::from_str(text)?;
+        let sha256 = raw.sha256.take();
+        let canonical = serde_json::to_string(&raw).expect("a parsed manifest always serializes");
+        let name = raw.name.clone().unwrap_or_else(|| file_name.to_owned());
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
+            return Err(ManifestError::Name { name });
+        }
+        for (key, asked) in [
+            ("[requests] state", raw.requests.state),
+            ("[requests] http", !raw.requests.http.is_empty()),
+            ("[requests] assets", !raw.requests.assets.is_empty()),
+        ] {
+            if asked {
+                return Err(ManifestError::NotYet { key: key.to_owned() });
+            }
+        }
+        match raw.order.as_deref() {
+            None | Some("none") => {}
+            Some("key") => return Err(ManifestError::NotYet { key: String::from("order = \"key\"") }),
+            Some(other) => return Err(value("order", other, "write \"none\"")),
+        }
+        let instances = match raw.instances.as_deref() {
+            None | Some("fresh") => Instances::Fresh,
+            Some("reuse") => Instances::Reuse,
+            Some(other) => return Err(value("instances", other, "write \"fresh\" or \"reuse\"")),
+        };
+        let concurrency = match &raw.concurrency {
+            None => None,
+            Some(RawConcurrency::Word(word)) if word == "auto" => None,
+            Some(RawConcurrency::Word(word)) => return Err(value("concurrency", word, "write \"auto\" or a number")),
+            Some(RawConcurrency::Threads(0)) => return Err(value("concurrency", "0", "write \"auto\" or at least 1")),
+            Some(RawConcurrency::Threads(threads)) => Some((*threads).min(256)),
+        };
+        let subscribed = raw.subscribe.iter().map(|sub| subscribed(sub, raw.start.as_deref())).collect::<Result<Vec<_>, _>>()?;
+        let streams = subscribed.iter().map(|sub| sub.subscription.stream.to_string()).collect();
+        let route = Route::new(streams, raw.emit.clone())?;
+        let default = RetryPolicy::default();
+        let backoff = Backoff {
+            base: raw.backoff.base.map_or(default.backoff.base, |span| span.0),
+            factor: raw.backoff.factor.unwrap_or(default.backoff.factor).max(1),
+            max: raw.backoff.max.map_or(default.backoff.max, |span| span.0),
+        };
+        let retry = RetryPolicy {
+            retries: raw.retries.unwrap_or(default.retries).min(1_000),
+            backoff,
+            crashes: raw.crashes.unwrap_or(default.crashes),
+        };
+        let limits = limits(&raw.limits)?;
+        let group = raw.group.clone().unwrap_or_else(|| format!("group:{name}"));
+        let manifest = Manifest { group, subscribed, route, instances, concurrency, retry, limits, config: raw.config, name, canonical };
+        Ok((manifest, sha256))
+    }
+}
+
+fn limits(raw: &RawLimits) -> Result<Limits, ManifestError> {
+    let default = Limits::default();
+    let limits = Limits {
+        memory_bytes: raw.memory.map_or(default.memory_bytes, |bytes| bytes.0),
+        deadline: raw.deadline.map_or(default.deadline, |span| span.0),
+        output_bytes: raw.output.map_or(default.output_bytes, |bytes| bytes.0),
+        events: raw.events.unwrap_or(default.events),
+        message_bytes: raw.message.map_or(default.message_bytes, |bytes| bytes.0),
+        log_lines: raw.log_lines.unwrap_or(default.log_lines),
+        ..default
+    };
+    if limits.memory_bytes < 64 << 10 {
+        return Err(value("limits.memory", &limits.memory_bytes.to_string(), "one page of wasm memory is 64KiB"));
+    }
+    if limits.deadline < Duration::from_millis(1) {
+        return Err(value("limits.deadline", &format!("{:?}", limits.deadline), "write at least \"1ms\""));
+    }
+    Ok(limits)
+}
+
+fn subscribed(raw: &RawSubscription, common_start: Option<&str>) -> Result<Subscribed, ManifestError> {
+    let table = match raw {
+        RawSubscription::Stream(stream) => {
+            return Ok(Subscribed { subscription: Subscription::plain(stream), start: start(common_start)? });
+        }
+        RawSubscription::Table(table) => table,
+    };
+    let codec = match table.codec.as_deref() {
+        None | Some("envelope") => Codec::Envelope,
+        Some("fields") => Codec::Fields,
+        Some(text) => match text.strip_prefix("field:").filter(|name| !name.is_empty()) {
+            Some(name) => Codec::Field(name.to_owned()),
+            None => return Err(value("codec", text, "write \"envelope\", \"fields\" or \"field:<name>\"")),
+        },
+    };
+    let pointers = table.key.iter().chain(table.rules.keys());
+    for pointer in pointers {
+        if !pointer.starts_with('/') {
+            return Err(value("key or where", pointer, "write a JSON pointer, such as \"/src_ip\""));
+        }
+    }
+    let rule = |raw: &RawRule| match raw {
+        RawRule::OneOf(values) => WhereRule::OneOf(values.clone()),
+        RawRule::Prefix { prefix } => WhereRule::Prefix(prefix.clone()),
+        RawRule::Exists { exists } => WhereRule::Exists(*exists),
+        RawRule::Equal(value) => WhereRule::OneOf(vec![value.clone()]),
+    };
+    let rules = table.rules.iter().map(|(pointer, raw)| (pointer.clone(), rule(raw))).collect();
+    let subscription = Subscription { stream: table.stream.as_str().into(), codec, key: table.key.clone(), rules };
+    Ok(Subscribed { subscription, start: start(table.start.as_deref().or(common_start))? })
+}
+
+fn start(text: Option<&str>) -> Result<StartRule, ManifestError> {
+    Ok(match text {
+        None => StartRule::Default,
+        Some("new") => StartRule::New,
+        Some("oldest") => StartRule::Oldest,
+        Some(text) => {
+            let wanted = "write \"new\", \"oldest\", an age such as \"-1h\", a time such as \"2026-11-24T08:00:00Z\", or an entry id";
+            match crate::quantity::parse_when(text) {
+                Some(crate::quantity::When::Ago(span)) => StartRule::Ago(span),
+                Some(crate::quantity::When::Id(id)) => StartRule::After(id.before()),
+                Some(crate::quantity::When::At(ms)) => StartRule::After(EntryId { ms, seq: 0 }.before()),
+                None => return Err(value("start", text, wanted)),
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Manifest::parse(text, "p").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn everything_but_the_subscription_has_a_default() {
+        let (manifest, sha256) = Manifest::parse("subscribe = [\"stream:attacks\"]", "classify").unwrap();
+        assert_eq!((manifest.name.as_str(), manifest.group.as_str()), ("classify", "group:classify"));
+        assert_eq!((manifest.retry.retries, manifest.limits.deadline), (3, Duration::from_secs(1)));
+        assert_eq!(sha256, None);
+    }
+
+    #[test]
+    fn the_long_form_of_a_subscription_is_understood() {
+        let text = r#"
+            emit = ["stream:alerts"]
+            [[subscribe]]
+            stream = "suricata"
+            codec = "field:eve"
+            key = "/src_ip"
+            start = "oldest"
+            where = { "/event_type" = ["alert", "ssh"], "/src_ip" = { prefix = "10." }, "/x" = { exists = false }, "/n" = 5 }
+        "#;
+        let (manifest, _) = Manifest::parse(text, "p").unwrap();
+        let sub = &manifest.subscribed[0];
+        assert_eq!(sub.subscription.codec, Codec::Field("eve".into()));
+        assert_eq!((sub.start, sub.subscription.rules.len()), (StartRule::Oldest, 4));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place_and_its_mend() {
+        assert!(error("subscribe = []").contains("subscribes to no stream"));
+        assert!(error("subscribe = [\"a\"]\nretires = 3").contains("unknown field `retires`"));
+        assert!(error("subscribe = [\"a\"]\n[limits]\nmemory = \"64 potatoes\"").contains("64MiB"));
+        assert!(error("subscribe = [\"a\"]\norder = \"key\"").contains("not supported"));
+        assert!(error("subscribe = [\"a\"]\ninstances = \"old\"").contains("\"fresh\" or \"reuse\""));
+        assert!(error("subscribe = [\"a\"]\nstart = \"soon\"").contains("-1h"));
+        assert!(error("name = \"a/b\"\nsubscribe = [\"a\"]").contains("letters, digits"));
+    }
+
+    #[test]
+    fn the_sha256_of_the_wasm_is_not_part_of_what_the_digest_covers() {
+        let plain = Manifest::parse("subscribe = [\"a\"]", "p").unwrap().0;
+        let (sealed, sha256) = Manifest::parse("sha256 = \"00\"\nsubscribe = [\"a\"]", "p").unwrap();
+        assert_eq!(plain.canonical, sealed.canonical);
+        assert_eq!(sha256.as_deref(), Some("00"));
+    }
+}
