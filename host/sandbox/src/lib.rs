@@ -1,1 +1,37 @@
+//! The sandbox: compiles plugins, runs one message through one plugin under hard limits, and says what came of it.
+//!
+//! ```text
+//!  bytes ──Plugin::load──▶ Plugin ──Catalog──▶ Arc<Plugin> ─┐
+//!                                                           ├─invoke──▶ Report { Outcome or Fault, time, memory, log }
+//!  Workers (threads of one plugin) ──Slot──▶ Message ───────┘
+//! ```
+//!
+//! What can be relied on: a guest reaches nothing but the functions of `imports.rs` and `wasi.rs`; it is stopped at its
+//! deadline, in wasm or in a wait; what it takes of the host's memory is bounded by its limits; what it sees is a function of
+//! (digest, stream, id, attempt, recorded start); and no message meets the instance of another unless the plugin asks for it.
+//!
+//! This crate never touches Redis, a file or the network, and it never reads the wall clock. It decides nothing about
+//! retries. Read in this order: [`engine`], [`plugin`], [`catalog`], `store`, `imports` and `wasi`, [`invoke`], `command`,
+//! [`workers`].
 
+mod bindings;
+pub mod catalog;
+mod command;
+mod console;
+pub mod engine;
+pub mod error;
+mod imports;
+pub mod invoke;
+pub mod plugin;
+mod preview1;
+mod store;
+mod time;
+mod wasi;
+pub mod workers;
+
+pub use catalog::Catalog;
+pub use engine::{Engine, EngineConfig};
+pub use error::{LoadError, SandboxError};
+pub use invoke::{Call, LogLevel, LogLine, Report, Slot, invoke};
+pub use plugin::{Abi, Digest, Instances, Limits, Plugin, PluginSpec};
+pub use workers::{Refused, STACK_BYTES, Workers};

@@ -169,6 +169,18 @@ impl Store {
         lost.into_iter().map(|id| r.id(id)).collect()
     }
 
+    /// An entry of the lane with its charged attempts and releases; `None` when it is no longer in the stream.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn past_of(&self, lane: &LaneKeys, id: EntryId) -> Result<Option<(RawEntry, Vec<Attempt>, u32)>, StreamError> {
+        let id = id.to_string();
+        let Some(entry) = self.range(&lane.stream, &id, &id, 1).await?.into_iter().next() else { return Ok(None) };
+        let text: Option<String> = self.query(redis::cmd("HGET").arg(&lane.park).arg(&id)).await?;
+        let (attempts, releases) = record::read(&text.unwrap_or_default());
+        Ok(Some((entry, attempts, releases)))
+    }
+
     /// The entries that Redis believes this consumer holds: after a lost reply, some of them are unknown to the host.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ pub use group::{Ensured, GroupInfo, Start};
 pub use keys::{LaneKeys, redrive_stream, retry_consumer};
 pub use ledger::{Ledger, Tally};
 pub use presence::HostReport;
+pub use record::read as read_record;
 pub use settle::{Decided, Evidence, SettleContext, Settled, VersionStamp};
 pub use store::{Limits, ServerFacts, Store};
 pub use trim::{Retention, Trimmed};

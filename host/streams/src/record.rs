@@ -61,8 +61,9 @@ pub(crate) fn write(attempts: &[Attempt], releases: u32) -> String {
     serde_json::to_string(&stored).expect("strings and numbers always serialize")
 }
 
-/// Reads a record; an empty text, or one that nothing of ours wrote, is a delivery without a past.
-pub(crate) fn read(text: &str) -> (Vec<Attempt>, u32) {
+/// Reads a record: the charged attempts, and how often it was given back. An empty text, or one that nothing of ours wrote, is
+/// a delivery without a past.
+pub fn read(text: &str) -> (Vec<Attempt>, u32) {
     let stored: Stored = serde_json::from_str(text).unwrap_or_default();
     (stored.attempts.into_iter().map(Attempt::from).collect(), stored.releases)
 }

@@ -1,0 +1,187 @@
+//! `cofferdam deploy`: check a plugin, place it in the running host's folder by one rename, wait until it is live everywhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cofferdam_sandbox::{Digest, Engine, EngineConfig};
+use cofferdam_streams::Store;
+
+use crate::cli::Common;
+use crate::commands::find;
+use crate::exit::{Environment, Failed, Usage};
+use crate::manifest::Manifest;
+use crate::quantity::span_argument;
+use crate::screen;
+use crate::supervisor::{PluginReport, State};
+use crate::version::{Candidate, admit};
+
+/// Flags of `deploy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A .wasm file with its manifest beside it, or a folder that holds both
+    #[arg(value_name = "FILE|DIR")]
+    plugin: PathBuf,
+    /// The manifest [default: the .toml of the same name, or the only one beside it]
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    /// How long to wait until every live host runs it
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = span_argument)]
+    wait: Duration,
+    /// Check it, and place nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
+    let candidate = read(&args.plugin, args.manifest.as_deref())?;
+    if args.dry_run {
+        let config = crate::commands::load_config(common)?;
+        let (name, digest) = check(&config, &candidate)?;
+        screen::line(&format!("{name} would be deployed as {digest}"));
+        return Ok(());
+    }
+    let found = find(common).await?;
+    let Some(host) = found.host else {
+        bail!(Environment(String::from(
+            "no host runs on this machine, so there is no folder to place it in; start one: cofferdam run"
+        )));
+    };
+    let (name, digest) = check(&found.config, &candidate)?;
+    let started = Instant::now();
+    place(&host.plugins, &name, &candidate)?;
+    let hosts = wait(&found.store, &name, &digest, args.wait).await?;
+    if common.json {
+        screen::line(&serde_json::json!({"plugin": name, "digest": digest, "hosts": hosts}).to_string());
+    } else {
+        let took = started.elapsed().as_secs_f64();
+        screen::line(&format!("{name} {} is live on {hosts} host{} after {took:.1} s", short(&digest), plural(hosts)));
+    }
+    Ok(())
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// A digest as people compare it.
+pub(crate) fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+/// Reads a plugin from where its author keeps it.
+pub(crate) fn read(path: &Path, manifest: Option<&Path>) -> Result<Candidate> {
+    let wasm = if path.is_dir() { only(path, "wasm")? } else { path.to_owned() };
+    if !wasm.is_file() {
+        bail!(Usage(format!("there is no file {}", wasm.display())));
+    }
+    let manifest = match manifest {
+        Some(path) => path.to_owned(),
+        None => {
+            let beside = wasm.with_extension("toml");
+            let dir = wasm.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if beside.is_file() { beside } else { only(dir, "toml").with_context(|| format!("{} has no manifest", wasm.display()))? }
+        }
+    };
+    let file_name = wasm.file_stem().and_then(|stem| stem.to_str()).unwrap_or("plugin").to_owned();
+    let text = fs::read_to_string(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    let wasm = fs::read(&wasm).with_context(|| format!("cannot read {}", wasm.display()))?;
+    Ok(Candidate { file_name, wasm: wasm.into(), manifest: text })
+}
+
+fn only(dir: &Path, ending: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    found.retain(|path| path.extension().is_some_and(|e| e == ending));
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => bail!(Usage(format!("there is no .{ending} file in {}", dir.display()))),
+        _ => bail!(Usage(format!("there are {} .{ending} files in {}; name the one you mean", found.len(), dir.display()))),
+    }
+}
+
+/// Runs admission here, before anything is placed.
+fn check(config: &crate::config::Config, candidate: &Candidate) -> Result<(String, String)> {
+    let memory_bytes_max = 1 << 30;
+    let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max })?;
+    match admit(&engine, config, candidate) {
+        Ok(version) => Ok((version.manifest.name.clone(), version.stamp.digest.clone())),
+        Err(refusal) => bail!(Failed(format!("refused at the step \"{}\": {}", refusal.step, refusal.text))),
+    }
+}
+
+/// Places `<dir>/<name>/` by one rename. The manifest vouches for the wasm, so that the host need not wait until it is quiet.
+pub(crate) fn place(dir: &Path, name: &str, candidate: &Candidate) -> Result<()> {
+    let staging = tempfile::Builder::new().prefix(".deploy-").tempdir_in(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
+    let sha256 = Digest::of(&candidate.wasm);
+    let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name)?;
+    let mut text = String::new();
+    let own_lines = candidate.manifest.lines().filter(|line| !is_key(line, "sha256"));
+    if !candidate.manifest.lines().any(|line| is_key(line, "name")) {
+        text.push_str(&format!("name = \"{}\"\n", manifest.name));
+    }
+    text.push_str(&format!("sha256 = \"{sha256}\"\n"));
+    own_lines.for_each(|line| {
+        text.push_str(line);
+        text.push('\n');
+    });
+    write_durably(&staging.path().join(format!("{name}.wasm")), &candidate.wasm)?;
+    write_durably(&staging.path().join(format!("{name}.toml")), text.as_bytes())?;
+    let target = dir.join(name);
+    if target.is_dir() {
+        // The two folders change places in one step; the old one goes with the temporary name.
+        rustix::fs::renameat_with(rustix::fs::CWD, staging.path(), rustix::fs::CWD, &target, rustix::fs::RenameFlags::EXCHANGE)
+            .with_context(|| format!("cannot replace {}", target.display()))?;
+    } else {
+        let staged = staging.keep();
+        fs::rename(&staged, &target).with_context(|| format!("cannot place {}", target.display()))?;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
+    // The same plugin as loose files would only confuse the next reader: the folder is what counts from now on.
+    for ending in ["wasm", "toml"] {
+        let _ = fs::remove_file(dir.join(format!("{name}.{ending}")));
+    }
+    Ok(())
+}
+
+/// Whether a line of a manifest sets this top-level key.
+fn is_key(line: &str, key: &str) -> bool {
+    line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    std::io::Write::write_all(&mut file, bytes)?;
+    Ok(file.sync_all()?)
+}
+
+/// Waits until every live host runs the version.
+pub(crate) async fn wait(store: &Store, name: &str, digest: &str, limit: Duration) -> Result<usize> {
+    let deadline = Instant::now() + limit;
+    let mut last = String::from("no host has reported");
+    loop {
+        let hosts = store.hosts().await?;
+        let mut live = 0;
+        for host in &hosts {
+            let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+            match reports.iter().find(|report| report.name == name) {
+                Some(report) if report.digest == digest && report.state == State::Running => live += 1,
+                Some(report) if report.candidate == digest && !report.detail.is_empty() => {
+                    bail!(Failed(format!("{} refused it: {}", host.consumer, screen::safe(&report.detail))));
+                }
+                Some(report) => last = format!("{} runs {}", host.consumer, short(&report.digest)),
+                None => last = format!("{} does not know it yet", host.consumer),
+            }
+        }
+        if live == hosts.len() && live > 0 {
+            return Ok(live);
+        }
+        if Instant::now() >= deadline {
+            let limit = humantime::format_duration(limit);
+            bail!(Failed(format!("{name} {} is live on {live} of {} hosts after {limit}: {last}", short(digest), hosts.len())));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,69 @@
+//! `cofferdam plugins`: what each host says of its plugins, and why one is not live.
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::cli::Common;
+use crate::commands::deploy::short;
+use crate::commands::find;
+use crate::screen::{self, safe, safe_cut};
+use crate::supervisor::{PluginReport, State};
+
+/// Flags of `plugins`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only these plugins
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// The word for a state.
+pub(crate) fn word(state: State) -> &'static str {
+    match state {
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Waiting => "waiting",
+        State::Refused => "refused",
+    }
+}
+
+pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
+    let found = find(common).await?;
+    let mut rows = Vec::new();
+    for host in found.store.hosts().await? {
+        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+        let wanted = reports.into_iter().filter(|report| args.names.is_empty() || args.names.contains(&report.name));
+        rows.extend(wanted.map(|report| (host.consumer.clone(), report)));
+    }
+    rows.sort_by(|a, b| (&a.1.name, &a.0).cmp(&(&b.1.name, &b.0)));
+    if common.json {
+        let list: Vec<_> = rows.iter().map(|(host, report)| json!({"host": host, "plugin": report})).collect();
+        screen::line(&serde_json::to_string_pretty(&list)?);
+        return Ok(());
+    }
+    if rows.is_empty() {
+        let place = found.host.map_or_else(|| String::from("a running host's plugins folder"), |host| host.plugins.display().to_string());
+        screen::line(&format!("no plugins; drop NAME.wasm and NAME.toml into {place}, or: cofferdam deploy NAME.wasm"));
+        return Ok(());
+    }
+    let mut table = screen::table(&["plugin", "state", "version", "reads", "emits", "handled", "failed", "host"]);
+    for (host, report) in &rows {
+        let counts = &report.counts;
+        table.add_row(vec![
+            safe(&report.name),
+            word(report.state).to_owned(),
+            short(&report.digest).to_owned(),
+            safe(&report.subscribe.join(" ")),
+            safe(&report.emit.join(" ")),
+            (counts.committed + counts.filtered).to_string(),
+            (counts.retried + counts.dead).to_string(),
+            safe_cut(host, 24),
+        ]);
+    }
+    screen::line(&table.to_string());
+    for (host, report) in rows.iter().filter(|(_, report)| !report.detail.is_empty()) {
+        let live = if report.digest.is_empty() { "" } else { " (the live version goes on)" };
+        screen::line(&format!("\n{} on {}{live}:\n  {}", safe(&report.name), safe(host), report.detail.lines().map(safe).collect::<Vec<_>>().join("\n  ")));
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! `cofferdam status`: hosts, plugins, lag and failures at one glance.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use cofferdam_model::route::DEAD_LETTER_STREAM;
+use cofferdam_streams::{LaneKeys, Store};
+use serde_json::json;
+
+use crate::cli::Common;
+use crate::clock;
+use crate::commands::find;
+use crate::commands::plugins::word;
+use crate::host::shown;
+use crate::screen::{self, safe};
+use crate::supervisor::PluginReport;
+use crate::telemetry::Counts;
+
+/// Flags of `status`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+struct Row {
+    state: String,
+    group: String,
+    streams: Vec<String>,
+    hosts: usize,
+    counts: Counts,
+    lag: u64,
+    pending: u64,
+    parked: u64,
+}
+
+pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
+    let found = find(common).await?;
+    let hosts = found.store.hosts().await?;
+    let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+    for host in &hosts {
+        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+        for report in reports {
+            let row = rows.entry(report.name.clone()).or_insert_with(|| Row {
+                state: word(report.state).to_owned(),
+                group: report.group.clone(),
+                streams: report.subscribe.clone(),
+                hosts: 0,
+                counts: Counts::default(),
+                lag: 0,
+                pending: 0,
+                parked: 0,
+            });
+            row.hosts += 1;
+            row.counts.add(&report.counts);
+            if word(report.state) != row.state {
+                row.state = String::from("mixed");
+            }
+        }
+    }
+    for row in rows.values_mut() {
+        backlog(&found.store, row).await?;
+    }
+    let dead: u64 = found.store.query(redis::cmd("XLEN").arg(DEAD_LETTER_STREAM)).await.unwrap_or(0);
+    if common.json {
+        let plugins: Vec<_> = rows
+            .iter()
+            .map(|(name, row)| {
+                json!({"plugin": name, "state": row.state, "group": row.group, "subscribe": row.streams, "hosts": row.hosts,
+                    "lag": row.lag, "pending": row.pending, "parked": row.parked, "counts": row.counts})
+            })
+            .collect();
+        let document = json!({"redis": shown(&found.store.address()), "hosts": hosts, "plugins": plugins, "dead_letters": dead});
+        screen::line(&serde_json::to_string_pretty(&document)?);
+        return Ok(());
+    }
+    screen::line(&format!("redis {}   hosts {}   dead letters {dead}", shown(&found.store.address()), hosts.len()));
+    for host in &hosts {
+        screen::line(&format!("  {}  pid {}  since {} UTC", safe(&host.consumer), host.pid, clock::short(host.started_ms)));
+    }
+    if hosts.is_empty() {
+        screen::line("no host is alive here; start one: cofferdam run");
+        return Ok(());
+    }
+    let mut table =
+        screen::table(&["plugin", "state", "hosts", "lag", "pending", "parked", "committed", "filtered", "retried", "dead", "outputs"]);
+    for (name, row) in &rows {
+        let counts = &row.counts;
+        let numbers =
+            [row.hosts as u64, row.lag, row.pending, row.parked, counts.committed, counts.filtered, counts.retried, counts.dead, counts.outputs];
+        let mut cells = vec![safe(name), row.state.clone()];
+        cells.extend(numbers.iter().map(u64::to_string));
+        table.add_row(cells);
+    }
+    screen::line("");
+    screen::line(&table.to_string());
+    if dead > 0 {
+        screen::line(&format!("\n{dead} dead letters; look at them: cofferdam dlq list"));
+    }
+    if rows.values().any(|row| row.state == "refused" || row.state == "waiting") {
+        screen::line("\nwhy a plugin is not running: cofferdam plugins");
+    }
+    Ok(())
+}
+
+/// What waits in Redis for a plugin, over its streams.
+async fn backlog(store: &Store, row: &mut Row) -> Result<()> {
+    for stream in &row.streams {
+        let Some(group) = store.group(stream, &row.group).await? else { continue };
+        row.lag += group.lag.unwrap_or(0);
+        let parked = store.parked(&LaneKeys::new(stream, &row.group)).await?;
+        row.parked += parked;
+        row.pending += group.pending.saturating_sub(parked);
+    }
+    Ok(())
+}

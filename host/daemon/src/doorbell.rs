@@ -1,0 +1,83 @@
+//! One doorbell for the whole host: a blocking read that only says which streams have news, and a bell for each stream.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cofferdam_streams::{Doorbell, Store};
+use tokio::sync::{Notify, watch};
+
+/// The bells of all streams that somebody listens to.
+#[derive(Debug, Default)]
+pub(crate) struct Bells {
+    by_stream: Mutex<BTreeMap<Arc<str>, watch::Sender<u64>>>,
+    more: Notify,
+}
+
+impl Bells {
+    /// Listens to a stream's bell.
+    pub(crate) fn listen(&self, stream: &Arc<str>) -> watch::Receiver<u64> {
+        let mut bells = self.by_stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let bell = bells.entry(stream.clone()).or_insert_with(|| watch::channel(0).0);
+        self.more.notify_one();
+        bell.subscribe()
+    }
+
+    fn streams(&self) -> Vec<Arc<str>> {
+        let mut bells = self.by_stream.lock().unwrap_or_else(PoisonError::into_inner);
+        bells.retain(|_, bell| bell.receiver_count() > 0);
+        bells.keys().cloned().collect()
+    }
+
+    fn ring(&self, stream: &Arc<str>) {
+        let bells = self.by_stream.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bell) = bells.get(stream) {
+            bell.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Rings for as long as the host lives.
+    pub(crate) async fn run(self: Arc<Self>, store: Store) {
+        let mut doorbell = Doorbell::new();
+        let mut pause = Duration::from_millis(100);
+        let mut connection = None;
+        loop {
+            let streams = self.streams();
+            if streams.is_empty() {
+                self.more.notified().await;
+                continue;
+            }
+            let open = match connection.take() {
+                Some(open) => Ok(open),
+                None => store.further_connection().await,
+            };
+            let mut open = match open {
+                Ok(open) => open,
+                Err(error) => {
+                    tracing::debug!(%error, "the doorbell has no connection yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                    continue;
+                }
+            };
+            tokio::select! {
+                rung = doorbell.wait(&mut open, &streams) => match rung {
+                    Ok(rung) => {
+                        pause = Duration::from_millis(100);
+                        rung.iter().for_each(|stream| self.ring(stream));
+                        connection = Some(open);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "the doorbell lost its connection");
+                        // After a gap nobody knows what has come in: everybody looks.
+                        doorbell = Doorbell::new();
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_secs(2));
+                    }
+                },
+                // A new stream: the blocked read does not know it, so its connection is given up.
+                () = self.more.notified() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A host, put together: Redis, the sandbox, the folder, the lanes, and the small regular duties. The order is a fact of the
+//! design, so it stands in one function.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cofferdam_sandbox::{Engine, EngineConfig};
+use cofferdam_streams::{HostReport, Store};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::clock;
+use crate::config::Config;
+use crate::doorbell::Bells;
+use crate::redis_child::RedisChild;
+use crate::reload::Folder;
+use crate::run_file::RunFile;
+use crate::supervisor::Supervisor;
+
+/// How often a host says that it lives, and how long that is believed.
+const REPORT_EVERY: Duration = Duration::from_secs(3);
+const REPORT_LIVES: Duration = Duration::from_secs(12);
+/// How often streams are trimmed.
+const TRIM_EVERY: Duration = Duration::from_secs(15);
+/// Instances that exist at once, over all plugins. Address space is reserved for each, memory only for those in use.
+const INSTANCES_MAX: u32 = 256;
+/// The largest memory that an operator can grant.
+const MEMORY_BYTES_MAX: u64 = 1 << 30;
+
+/// A running host.
+pub(crate) struct Host {
+    pub(crate) store: Store,
+    pub(crate) url: String,
+    pub(crate) consumer: Arc<str>,
+    pub(crate) config: Arc<Config>,
+    supervisor: Arc<Supervisor>,
+    redis: Option<RedisChild>,
+    /// Held when no private Redis holds it.
+    _lock: Option<std::fs::File>,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Host {
+    /// Starts a host.
+    ///
+    /// # Errors
+    /// No Redis, an unsuitable one, a data directory in use or not writable.
+    pub(crate) async fn start(mut config: Config) -> Result<Host> {
+        create_private(&config.data_dir)?;
+        std::fs::create_dir_all(&config.plugins_dir)
+            .with_context(|| format!("cannot create the plugins folder {}", config.plugins_dir.display()))?;
+        config.plugins_dir = config.plugins_dir.canonicalize()?;
+        let (redis, url, lock) = match &config.redis_url {
+            Some(url) => (None, url.clone(), Some(crate::redis_child::lock(&config.data_dir)?)),
+            None => {
+                let child = RedisChild::start(&config.data_dir).await?;
+                let url = child.url().to_owned();
+                (Some(child), url, None)
+            }
+        };
+        let store = Store::connect(&url).await.with_context(|| format!("cannot use the redis at {}", shown(&url)))?;
+        for warning in store.check().await? {
+            tracing::warn!("{warning}");
+        }
+        let engine = Engine::new(EngineConfig { instances_max: INSTANCES_MAX, memory_bytes_max: MEMORY_BYTES_MAX })?;
+        let consumer: Arc<str> = format!("{}/{}", host_name(), uuid::Uuid::new_v4()).into();
+        let bells = Arc::new(Bells::default());
+        let config = Arc::new(config);
+        let supervisor =
+            Arc::new(Supervisor::new(store.clone(), consumer.clone(), config.delivery, redis.is_some(), bells.clone()));
+        let (stop, stopping) = watch::channel(false);
+        let folder = Folder::new(config.clone(), engine, supervisor.clone());
+        let tasks = vec![
+            tokio::spawn(bells.run(store.clone())),
+            tokio::spawn(folder.run(stopping.clone())),
+            tokio::spawn(report(store.clone(), consumer.clone(), supervisor.clone(), stopping.clone())),
+            tokio::spawn(trim(store.clone(), consumer.clone(), config.clone(), supervisor.clone(), stopping)),
+        ];
+        let run_file = RunFile {
+            pid: std::process::id(),
+            consumer: consumer.to_string(),
+            redis: url.clone(),
+            plugins: config.plugins_dir.clone(),
+            started_ms: clock::now_ms(),
+        };
+        run_file.write(&config.data_dir)?;
+        Ok(Host { store, url, consumer, config, supervisor, redis, _lock: lock, stop, tasks })
+    }
+
+    /// What this host says of its plugins.
+    pub(crate) fn report(&self) -> Vec<crate::supervisor::PluginReport> {
+        self.supervisor.report()
+    }
+
+    /// Stops: nothing new is read, what is under way is finished or given back, the private Redis is last.
+    pub(crate) async fn stop(self) {
+        let _ = self.stop.send(true);
+        self.supervisor.stop().await;
+        let _ = self.store.report_gone(&self.consumer).await;
+        RunFile::remove(&self.config.data_dir);
+        self.tasks.iter().for_each(JoinHandle::abort);
+        drop(self.store);
+        if let Some(redis) = self.redis {
+            redis.stop().await;
+        }
+    }
+}
+
+/// An url without its password.
+pub(crate) fn shown(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
+        _ => url.to_owned(),
+    }
+}
+
+fn create_private(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir).with_context(|| format!("cannot create the data directory {}", dir.display()))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot make the data directory {} private", dir.display()))
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).take(64).collect()
+}
+
+async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, mut stopping: watch::Receiver<bool>) {
+    let started_ms = clock::now_ms();
+    let mut changes = supervisor.changes();
+    loop {
+        let plugins = serde_json::to_value(supervisor.report()).unwrap_or_default();
+        let report = HostReport {
+            consumer: consumer.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_ms,
+            reported_ms: clock::now_ms(),
+            plugins,
+        };
+        if let Err(error) = store.report(&report, REPORT_LIVES).await {
+            tracing::debug!(%error, "cannot report");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REPORT_EVERY) => {}
+            _ = changes.changed() => tokio::time::sleep(Duration::from_millis(50)).await,
+            _ = stopping.changed() => return,
+        }
+    }
+}
+
+async fn trim(store: Store, consumer: Arc<str>, config: Arc<Config>, supervisor: Arc<Supervisor>, mut stopping: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(TRIM_EVERY) => {}
+            _ = stopping.changed() => return,
+        }
+        if !matches!(store.may_trim(&consumer, TRIM_EVERY * 2).await, Ok(true)) {
+            continue;
+        }
+        for stream in supervisor.streams() {
+            match store.trim(&stream, &config.retention(&stream), clock::now_ms()).await {
+                Ok(trimmed) => {
+                    if let Some(group) = trimmed.blocked_by.filter(|_| trimmed.excess > 0) {
+                        tracing::warn!(stream, group, excess = trimmed.excess,
+                            "this group has not finished what is above the retention; if nobody needs it, add to cofferdam.toml: [streams.\"{stream}\"] ignore-groups = [\"{group}\"]");
+                    }
+                }
+                Err(error) => tracing::debug!(stream, %error, "cannot trim"),
+            }
+        }
+    }
+}

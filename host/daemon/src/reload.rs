@@ -1,0 +1,342 @@
+//! The watched folder: events are hints, reconciliation is the truth.
+//!
+//! A candidate is taken only when it is whole: its manifest's `sha256` matches, or it has been quiet for two seconds and two
+//! reads gave the same bytes. A bad one leaves the live version where it is, and is not tried again until its bytes change. A
+//! file that is gone, twice looked for, pauses its plugin.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cofferdam_sandbox::{Digest, Engine};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::manifest::Manifest;
+use crate::supervisor::Supervisor;
+use crate::version::{Candidate, Refusal, Version, WASM_BYTES_MAX, admit};
+
+/// After an event, so that a burst of them is one look.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// Without any event: file systems that give none exist, and so do lost ones.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// While something is not yet known to be whole.
+const LOOK_SOON: Duration = Duration::from_millis(200);
+/// Everything is read and hashed again this often: a copy may keep the time of a file whose content it changes.
+const REHASH_EVERY: Duration = Duration::from_secs(60);
+/// How long bytes must stay the same when the manifest vouches for the wasm, and when nothing does.
+const QUIET_SEALED: Duration = Duration::from_millis(150);
+const QUIET: Duration = Duration::from_secs(2);
+/// Looks without the file after which its plugin pauses: one may fall between the two steps of a replacement.
+const MISSING_LOOKS: u8 = 2;
+
+/// A plugin's files, as found in the folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Files {
+    wasm: PathBuf,
+    manifest: Option<PathBuf>,
+}
+
+/// What a file system tells of a file without reading it.
+type Stat = (u64, u64, u64, i64, i64, i64, i64);
+
+fn stat(path: &Path) -> Option<Stat> {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()))
+}
+
+/// What is remembered of one plugin's files.
+#[derive(Default)]
+struct Memory {
+    stats: Option<(Option<Stat>, Option<Stat>)>,
+    /// The bytes last read, by their hash, and since when they are the same.
+    bytes: Option<(Digest, Instant)>,
+    read_at: Option<Instant>,
+    /// The bytes that were admitted or refused; they are not tried again.
+    tried: Option<Digest>,
+    missing: u8,
+    /// The plugin's name, once a manifest gave one.
+    plugin: Option<String>,
+}
+
+/// Watches a folder for as long as the host lives.
+pub(crate) struct Folder {
+    dir: PathBuf,
+    config: Arc<Config>,
+    engine: Engine,
+    supervisor: Arc<Supervisor>,
+    memory: BTreeMap<String, Memory>,
+    /// Status files, by plugin: what was written last.
+    written: BTreeMap<String, String>,
+}
+
+impl Folder {
+    pub(crate) fn new(config: Arc<Config>, engine: Engine, supervisor: Arc<Supervisor>) -> Self {
+        let dir = config.plugins_dir.clone();
+        Folder { dir, config, engine, supervisor, memory: BTreeMap::new(), written: BTreeMap::new() }
+    }
+
+    /// Runs until `stop` is set.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let (hints, mut hinted) = mpsc::channel::<()>(1);
+        let mut watcher = None;
+        let mut watched = None;
+        loop {
+            // A folder that was deleted and made again gives no event to a watcher of the old one.
+            let now = fs::metadata(&self.dir).ok().map(|meta| (meta.dev(), meta.ino()));
+            if now.is_some() && (watcher.is_none() || watched != now) {
+                watcher = watch_folder(&self.dir, hints.clone());
+                watched = now;
+            }
+            let settled = self.reconcile().await;
+            self.write_status_files();
+            let pause = if settled { LOOK_EVERY } else { LOOK_SOON };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                Some(()) = hinted.recv() => {
+                    tokio::time::sleep(DEBOUNCE).await;
+                    let _ = hinted.try_recv();
+                }
+                changed = stop.changed() => if changed.is_err() || *stop.borrow() { return },
+            }
+        }
+    }
+
+    /// Compares the folder with what is known of it. Gives back whether everything in it is settled.
+    pub(crate) async fn reconcile(&mut self) -> bool {
+        let found = match scan(&self.dir) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(dir = %self.dir.display(), %error, "cannot read the plugins folder; what is live goes on");
+                return true;
+            }
+        };
+        let gone: Vec<String> = self.memory.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
+        let mut settled = true;
+        for name in gone {
+            settled &= self.miss(&name);
+        }
+        for (name, files) in found {
+            settled &= self.look(&name, &files).await;
+        }
+        settled
+    }
+
+    /// A plugin's files were not found.
+    fn miss(&mut self, name: &str) -> bool {
+        let Some(memory) = self.memory.get_mut(name) else { return true };
+        memory.missing += 1;
+        if memory.missing < MISSING_LOOKS {
+            return false;
+        }
+        let plugin = memory.plugin.clone().unwrap_or_else(|| name.to_owned());
+        tracing::warn!(plugin, "its file is gone from the folder: paused, nothing is dropped");
+        self.memory.remove(name);
+        self.supervisor.pause(&plugin);
+        true
+    }
+
+    /// Looks at one plugin's files. Gives back whether they are settled.
+    async fn look(&mut self, name: &str, files: &Files) -> bool {
+        let now = Instant::now();
+        let memory = self.memory.entry(name.to_owned()).or_default();
+        memory.missing = 0;
+        let stats = Some((stat(&files.wasm), files.manifest.as_deref().map(stat).unwrap_or_default()));
+        let unchanged = memory.stats == stats;
+        let fresh = memory.read_at.is_some_and(|at| now - at < REHASH_EVERY);
+        let done = memory.tried.is_some() && memory.tried == memory.bytes.map(|(digest, _)| digest);
+        if unchanged && fresh && done {
+            return true;
+        }
+        memory.stats = stats;
+        let candidate = match read(name, files) {
+            Ok(candidate) => candidate,
+            Err(text) => {
+                // Perhaps it is just being replaced; if not, the next look says the same.
+                self.supervisor.note(name, true, text, String::new());
+                return false;
+            }
+        };
+        let memory = self.memory.entry(name.to_owned()).or_default();
+        memory.read_at = Some(now);
+        let bytes = bytes_digest(&candidate);
+        let since = match memory.bytes {
+            Some((known, since)) if known == bytes => since,
+            _ => {
+                memory.bytes = Some((bytes, now));
+                return memory.tried == Some(bytes);
+            }
+        };
+        if memory.tried == Some(bytes) {
+            return true;
+        }
+        if now - since < if sealed(&candidate) { QUIET_SEALED } else { QUIET } {
+            return false;
+        }
+        memory.tried = Some(bytes);
+        self.admit(name, candidate, files.manifest.is_some()).await;
+        true
+    }
+
+    async fn admit(&mut self, name: &str, candidate: Candidate, has_manifest: bool) {
+        let (engine, config) = (self.engine.clone(), self.config.clone());
+        let live_before = |name: &str| self.supervisor.live_digest(name).is_some();
+        if !has_manifest {
+            let text = missing_manifest(name);
+            tracing::warn!(plugin = name, "{text}");
+            self.supervisor.note(name, true, text, Digest::of(&candidate.wasm).to_string());
+            return;
+        }
+        let plugin_name = Manifest::parse(&candidate.manifest, name).map_or_else(|_| name.to_owned(), |(manifest, _)| manifest.name);
+        if let Some(other) = self.memory.iter().find(|(file, memory)| *file != name && memory.plugin.as_ref() == Some(&plugin_name)) {
+            let text = format!("its manifest says name = {plugin_name:?}, and so does that of {}; give one another name", other.0);
+            self.supervisor.note(name, false, text, String::new());
+            return;
+        }
+        let task = tokio::task::spawn_blocking(move || {
+            let admitted = admit(&engine, &config, &candidate);
+            (admitted, candidate)
+        });
+        let (admitted, candidate) = match task.await {
+            Ok(done) => done,
+            Err(error) => {
+                self.supervisor.note(name, false, format!("load: the host failed on it: {error}"), String::new());
+                return;
+            }
+        };
+        match admitted {
+            Ok(version) => self.install(name, version).await,
+            Err(refusal) => {
+                let digest = candidate_digest(&candidate);
+                let kept = live_before(&plugin_name);
+                tracing::error!(plugin = plugin_name, step = refusal.step, kept, "refused: {}", refusal.text);
+                self.refuse(name, &plugin_name, &refusal, digest);
+            }
+        }
+    }
+
+    async fn install(&mut self, name: &str, version: Version) {
+        let plugin = version.manifest.name.clone();
+        tracing::info!(plugin, digest = version.stamp.digest, "live");
+        if let Some(memory) = self.memory.get_mut(name) {
+            memory.plugin = Some(plugin);
+        }
+        self.supervisor.install(version).await;
+    }
+
+    fn refuse(&mut self, name: &str, plugin: &str, refusal: &Refusal, digest: String) {
+        if let Some(memory) = self.memory.get_mut(name) {
+            memory.plugin.get_or_insert_with(|| plugin.to_owned());
+        }
+        self.supervisor.note(plugin, false, refusal.to_string(), digest);
+    }
+
+    /// `<name>.status.txt` beside the files says what the log says, for whoever dropped them there.
+    fn write_status_files(&mut self) {
+        for report in self.supervisor.report() {
+            let digest = if report.digest.is_empty() { "none" } else { report.digest.as_str() };
+            let state = serde_json::to_value(report.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+            let detail = if report.detail.is_empty() { String::new() } else { format!("{}\n", report.detail) };
+            let text = format!("{}: {state}\nlive version: {digest}\n{detail}", report.name);
+            if self.written.get(&report.name) == Some(&text) {
+                continue;
+            }
+            let path = self.dir.join(format!("{}.status.txt", report.name));
+            match fs::write(&path, &text) {
+                Ok(()) => drop(self.written.insert(report.name, text)),
+                Err(error) => tracing::debug!(path = %path.display(), %error, "cannot write the status file"),
+            }
+        }
+    }
+}
+
+/// The text for a wasm without a manifest, with a manifest to start from.
+fn missing_manifest(name: &str) -> String {
+    format!(
+        "waiting for a manifest: write {name}.toml beside {name}.wasm, at least\n    subscribe = [\"stream:attacks\"]\n    emit = [\"stream:alerts\"]"
+    )
+}
+
+fn watch_folder(dir: &Path, hints: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
+    // Whatever the event says, even an error, it means: look. A full channel means that somebody is about to.
+    let watcher = notify::recommended_watcher(move |_| {
+        let _ = hints.try_send(());
+    });
+    let watched = watcher.and_then(|mut watcher| watcher.watch(dir, RecursiveMode::Recursive).map(|()| watcher));
+    match watched {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "no events from the folder; it is looked at every 5 s instead");
+            None
+        }
+    }
+}
+
+/// The plugins of a folder: `<name>.wasm` with `<name>.toml`, or a folder `<name>/` that holds such a pair. Of both under
+/// one name the folder counts, being what `deploy` makes.
+fn scan(dir: &Path) -> std::io::Result<BTreeMap<String, Files>> {
+    let mut found = BTreeMap::new();
+    let mut folders = BTreeMap::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')) else { continue };
+        if path.is_dir() {
+            if let Some(files) = folder_files(&path, name) {
+                folders.insert(name.to_owned(), files);
+            }
+        } else if let Some(stem) = name.strip_suffix(".wasm") {
+            let manifest = Some(path.with_extension("toml")).filter(|path| path.is_file());
+            found.insert(stem.to_owned(), Files { wasm: path.clone(), manifest });
+        }
+    }
+    found.extend(folders);
+    Ok(found)
+}
+
+fn folder_files(dir: &Path, name: &str) -> Option<Files> {
+    let with = |ending: &str| {
+        let named = dir.join(format!("{name}.{ending}"));
+        if named.is_file() {
+            return Some(named);
+        }
+        let mut others = fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
+        others.find(|path| path.extension().is_some_and(|found| found == ending))
+    };
+    Some(Files { wasm: with("wasm")?, manifest: with("toml") })
+}
+
+/// Reads a plugin's files, each once and whole.
+fn read(name: &str, files: &Files) -> Result<Candidate, String> {
+    let size = fs::metadata(&files.wasm).map_or(0, |meta| meta.len());
+    if size > WASM_BYTES_MAX {
+        return Err(format!("{} has {size} bytes, more than {WASM_BYTES_MAX}", files.wasm.display()));
+    }
+    let wasm = fs::read(&files.wasm).map_err(|error| format!("cannot read {}: {error}", files.wasm.display()))?;
+    let manifest = match &files.manifest {
+        None => String::new(),
+        Some(path) => fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?,
+    };
+    Ok(Candidate { file_name: name.to_owned(), wasm: wasm.into(), manifest })
+}
+
+fn bytes_digest(candidate: &Candidate) -> Digest {
+    Digest::of(format!("{}\n{}", Digest::of(&candidate.wasm), candidate.manifest).as_bytes())
+}
+
+/// Whether the manifest vouches for the wasm.
+fn sealed(candidate: &Candidate) -> bool {
+    let Ok((_, Some(sha256))) = Manifest::parse(&candidate.manifest, &candidate.file_name) else { return false };
+    sha256.eq_ignore_ascii_case(&Digest::of(&candidate.wasm).to_string())
+}
+
+/// The digest of a candidate, as far as its manifest can be read.
+pub(crate) fn candidate_digest(candidate: &Candidate) -> String {
+    match Manifest::parse(&candidate.manifest, &candidate.file_name) {
+        Ok((manifest, _)) => crate::version::digest(&candidate.wasm, &manifest).to_string(),
+        Err(_) => String::new(),
+    }
+}

@@ -1,0 +1,311 @@
+//! Which plugins this host runs: their lanes, their state, and what it tells others of them.
+//!
+//! A version that reads the same streams with the same group takes its seat between two messages; one that reads others gets
+//! new lanes, after the old ones have finished. Removal pauses, never drops.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cofferdam_sandbox::Workers;
+use cofferdam_streams::{LaneKeys, Store, redrive_stream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::clock;
+use crate::config::DeliveryConfig;
+use crate::doorbell::Bells;
+use crate::lane::{Lane, LaneParts, LaneShared, Mode};
+use crate::manifest::{StartRule, Subscribed};
+use crate::pipeline::{Reader, run};
+use crate::suspects::Suspects;
+use crate::telemetry::{Counters, Counts};
+use crate::version::{Seat, Version};
+
+/// What a plugin is doing, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum State {
+    /// Reading and handling.
+    Running,
+    /// Its file is gone: it finishes what is under way and reads nothing new.
+    Paused,
+    /// Found, and not run: its detail says what it waits for.
+    Waiting,
+    /// Refused, and no earlier version is there to go on with.
+    Refused,
+}
+
+/// What a host says of one plugin.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PluginReport {
+    pub(crate) name: String,
+    pub(crate) state: State,
+    /// The live version; empty when none is.
+    pub(crate) digest: String,
+    pub(crate) group: String,
+    pub(crate) subscribe: Vec<String>,
+    pub(crate) emit: Vec<String>,
+    /// Since when this version is live, in milliseconds since 1970.
+    pub(crate) since_ms: u64,
+    /// Why it waits or was refused, or why a newer version was.
+    pub(crate) detail: String,
+    /// The digest of the candidate that `detail` is about.
+    pub(crate) candidate: String,
+    pub(crate) counts: Counts,
+}
+
+struct RunningLane {
+    mode: watch::Sender<Mode>,
+    counters: Arc<Counters>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl RunningLane {
+    fn tell(&self, mode: Mode) {
+        // A lane that has ended hears nothing, and need not.
+        let _ = self.mode.send(mode);
+    }
+}
+
+struct RunningPlugin {
+    seat: Arc<Seat>,
+    version: Arc<Version>,
+    lanes: BTreeMap<String, RunningLane>,
+    paused: bool,
+    since_ms: u64,
+    /// Counts of lanes that have ended.
+    past: Counts,
+}
+
+/// What is known of a plugin that has no live version, or whose newest candidate was refused.
+#[derive(Clone, Debug, Default)]
+struct Note {
+    waiting: bool,
+    detail: String,
+    candidate: String,
+}
+
+/// Runs the plugins of this host.
+pub(crate) struct Supervisor {
+    store: Store,
+    consumer: Arc<str>,
+    delivery: DeliveryConfig,
+    private_redis: bool,
+    bells: Arc<Bells>,
+    inner: Mutex<Inner>,
+    /// Rises with every change that others should hear of soon.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    running: BTreeMap<String, RunningPlugin>,
+    notes: BTreeMap<String, Note>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(store: Store, consumer: Arc<str>, delivery: DeliveryConfig, private_redis: bool, bells: Arc<Bells>) -> Self {
+        let inner = Mutex::new(Inner::default());
+        Supervisor { store, consumer, delivery, private_redis, bells, inner, changes: watch::channel(0).0 }
+    }
+
+    /// Hears of changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a version live.
+    pub(crate) async fn install(&self, version: Version) {
+        let version = Arc::new(version);
+        let name = version.manifest.name.clone();
+        let ended = {
+            let mut inner = self.locked();
+            inner.notes.remove(&name);
+            match inner.running.get_mut(&name) {
+                Some(running) if same_lanes(&running.version, &version) => {
+                    running.seat.swap(version.clone());
+                    running.version = version.clone();
+                    running.since_ms = clock::now_ms();
+                    running.paused = false;
+                    running.lanes.values().for_each(|lane| lane.tell(Mode::Run));
+                    None
+                }
+                Some(_) => inner.running.remove(&name),
+                None => None,
+            }
+        };
+        let mut past = Counts::default();
+        if let Some(running) = ended {
+            past = stop(running).await;
+        }
+        let mut inner = self.locked();
+        if !inner.running.contains_key(&name) {
+            let running = self.start(version, past);
+            inner.running.insert(name, running);
+        }
+        drop(inner);
+        self.changed();
+    }
+
+    fn start(&self, version: Arc<Version>, past: Counts) -> RunningPlugin {
+        let manifest = &version.manifest;
+        let seat = Arc::new(Seat::default());
+        seat.swap(version.clone());
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let threads = manifest.concurrency.unwrap_or(cores);
+        let workers = Arc::new(Workers::new(&manifest.name, threads, run));
+        let redrive = Subscribed {
+            subscription: cofferdam_streams::Subscription::plain(&redrive_stream(&manifest.group)),
+            start: StartRule::Oldest,
+        };
+        let mut lanes = BTreeMap::new();
+        for subscribed in manifest.subscribed.iter().chain([&redrive]) {
+            let stream = subscribed.subscription.stream.clone();
+            let counters = Arc::new(Counters::default());
+            let shared = Arc::new(LaneShared {
+                store: self.store.clone(),
+                keys: LaneKeys::new(&stream, &manifest.group),
+                plugin: manifest.name.as_str().into(),
+                consumer: self.consumer.clone(),
+                seat: seat.clone(),
+                workers: workers.clone(),
+                threads,
+                counters: counters.clone(),
+                delivery: self.delivery,
+            });
+            let (mode, modes) = watch::channel(Mode::Run);
+            let reader = || Reader::new(stream.clone(), manifest.subscribed.iter().map(|sub| sub.subscription.clone()));
+            let start = subscribed.start.resolve(clock::now_ms(), self.private_redis);
+            let bell = self.bells.listen(&stream);
+            let parts = LaneParts { shared: shared.clone(), start, reader: reader(), bell, mode: modes.clone() };
+            let suspects = Suspects { shared, reader: reader(), mode: modes };
+            let tasks = vec![tokio::spawn(Lane::new(parts).run()), tokio::spawn(suspects.run())];
+            lanes.insert(stream.to_string(), RunningLane { mode, counters, tasks });
+        }
+        RunningPlugin { seat, lanes, paused: false, since_ms: clock::now_ms(), past, version }
+    }
+
+    /// A candidate was found and is not run. A live version goes on.
+    pub(crate) fn note(&self, name: &str, waiting: bool, detail: String, candidate: String) {
+        self.locked().notes.insert(name.to_owned(), Note { waiting, detail, candidate });
+        self.changed();
+    }
+
+    /// The files of a plugin are gone: nothing new is read, nothing is dropped.
+    pub(crate) fn pause(&self, name: &str) {
+        let mut inner = self.locked();
+        let Inner { running, notes } = &mut *inner;
+        match running.get_mut(name) {
+            Some(running) => {
+                running.paused = true;
+                running.lanes.values().for_each(|lane| lane.tell(Mode::Pause));
+            }
+            None => drop(notes.remove(name)),
+        }
+        drop(inner);
+        self.changed();
+    }
+
+    /// The digest of a plugin's live version.
+    pub(crate) fn live_digest(&self, name: &str) -> Option<String> {
+        let inner = self.locked();
+        inner.running.get(name).filter(|running| !running.paused).map(|running| running.version.stamp.digest.clone())
+    }
+
+    /// The streams that are read and written here: those to be trimmed.
+    pub(crate) fn streams(&self) -> Vec<String> {
+        let inner = self.locked();
+        let routes = inner.running.values().map(|running| &running.version.manifest);
+        let mut streams: Vec<String> = routes
+            .flat_map(|manifest| {
+                let route = &manifest.route;
+                route.subscribe().iter().chain(route.emit()).cloned().chain([redrive_stream(&manifest.group)])
+            })
+            .collect();
+        streams.sort();
+        streams.dedup();
+        streams
+    }
+
+    /// What this host says of its plugins.
+    pub(crate) fn report(&self) -> Vec<PluginReport> {
+        let inner = self.locked();
+        let mut reports = Vec::new();
+        for (name, running) in &inner.running {
+            let note = inner.notes.get(name).cloned().unwrap_or_default();
+            let mut counts = running.past.clone();
+            running.lanes.values().for_each(|lane| counts.add(&lane.counters.counts()));
+            let manifest = &running.version.manifest;
+            let detail = match running.paused {
+                true if note.detail.is_empty() => String::from("its file is gone; put it back to go on"),
+                _ => note.detail,
+            };
+            reports.push(PluginReport {
+                name: name.clone(),
+                state: if running.paused { State::Paused } else { State::Running },
+                digest: running.version.stamp.digest.clone(),
+                group: manifest.group.clone(),
+                subscribe: manifest.route.subscribe().to_vec(),
+                emit: manifest.route.emit().to_vec(),
+                since_ms: running.since_ms,
+                detail,
+                candidate: note.candidate,
+                counts,
+            });
+        }
+        for (name, note) in inner.notes.iter().filter(|(name, _)| !inner.running.contains_key(*name)) {
+            reports.push(PluginReport {
+                name: name.clone(),
+                state: if note.waiting { State::Waiting } else { State::Refused },
+                digest: String::new(),
+                group: String::new(),
+                subscribe: Vec::new(),
+                emit: Vec::new(),
+                since_ms: 0,
+                detail: note.detail.clone(),
+                candidate: note.candidate.clone(),
+                counts: Counts::default(),
+            });
+        }
+        reports
+    }
+
+    /// Stops every lane, and waits until what was under way is finished or given back.
+    pub(crate) async fn stop(&self) {
+        let running = std::mem::take(&mut self.locked().running);
+        for plugin in running.values() {
+            plugin.lanes.values().for_each(|lane| lane.tell(Mode::Stop));
+        }
+        for plugin in running.into_values() {
+            stop(plugin).await;
+        }
+    }
+}
+
+/// Whether a version can take the seat of another without new lanes.
+fn same_lanes(old: &Version, new: &Version) -> bool {
+    let (old, new) = (&old.manifest, &new.manifest);
+    old.group == new.group && old.subscribed == new.subscribed && old.concurrency == new.concurrency
+}
+
+async fn stop(running: RunningPlugin) -> Counts {
+    let mut past = running.past;
+    running.lanes.values().for_each(|lane| lane.tell(Mode::Stop));
+    for lane in running.lanes.into_values() {
+        for task in lane.tasks {
+            let _ = task.await;
+        }
+        past.add(&lane.counters.counts());
+    }
+    past
+}
+
