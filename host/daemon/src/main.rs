@@ -5,6 +5,7 @@ mod clock;
 mod commands;
 mod config;
 mod doorbell;
+mod embedded;
 mod exit;
 mod host;
 mod lane;

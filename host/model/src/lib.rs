@@ -15,7 +15,7 @@
 //!                    Commit · RetryAfter · DeadLetter · Release · LeavePending ◀┘
 //! ```
 //!
-//! Read in this order: [`message`], [`outcome`], [`policy`], [`verdict`], [`dead_letter`], [`route`].
+//! Read in this order: [`message`], [`outcome`], [`policy`], [`verdict`], [`dead_letter`], [`route`], [`invariants`].
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -23,6 +23,7 @@
 )]
 
 pub mod dead_letter;
+pub mod invariants;
 pub mod message;
 pub mod outcome;
 pub mod policy;

@@ -1,6 +1,6 @@
 //! What one call costs: microseconds for each delivery, fresh and reused, on one thread and on two.
 //!
-//! `cargo run --release -p cofferdam-sandbox --example call -- plugins/dist/classify.wasm [payload bytes]`
+//! `cargo run --release -p cofferdam-sandbox --example call -- plugins/dist/classify.wasm [payload bytes] [fresh|reuse]`
 //!
 //! It measures the sandbox alone: no Redis, no pipeline. A number of one run means little on a shared machine; compare
 //! numbers of alternated runs.
@@ -36,8 +36,13 @@ fn main() {
     println!("{path}: compiled and tried in {:?} each", began.elapsed() / 2);
     let message = message(payload_bytes);
     println!("payload of {} bytes", message.payload.len());
+    let only = arguments.get(3).map(String::as_str);
     for round in 0..3 {
         for plugin in &plugins {
+            let name = format!("{:?}", plugin.spec().instances).to_lowercase();
+            if only.is_some_and(|only| only != name) {
+                continue;
+            }
             let one = measure(plugin, &message, 1);
             let two = measure(plugin, &message, 2);
             println!(
@@ -85,7 +90,12 @@ fn measure(plugin: &Arc<Plugin>, message: &Message, threads: u32) -> f64 {
         let mut slot = Slot::default();
         for _ in 0..CALLS {
             let report = invoke(plugin, &mut slot, &Call { message, attempt: 1, started_ms: message.received_ms() });
-            assert!(matches!(report.result, Ok(Outcome::Events(_))), "{:?} {:?}", report.result, report.log);
+            assert!(
+                matches!(report.result, Ok(Outcome::Events(_) | Outcome::Reject { .. })),
+                "{:?} {:?}",
+                report.result,
+                report.log
+            );
         }
     };
     let began = Instant::now();

@@ -7,6 +7,9 @@
 //! | 65 | never: the last line on standard error is the reason |
 //! | 75, any other | not now: the same |
 //!
+//! Preview 1 programs and components that use `exit-with-code` have all of these. The plain `exit` of WASI 0.2, which Rust's
+//! std for wasm32-wasip2 uses, only knows success and failure: its every failure arrives as 1 and is a retry.
+//!
 //! A trap is a trap. Every delivery has a fresh instance: a program ends.
 
 use std::fmt;

@@ -140,11 +140,15 @@ impl Store {
         let redrives = (letter.redrives + 1).to_string();
         let ours =
             [("cofferdam_stream", &letter.original_stream), ("cofferdam_id", &id), ("cofferdam_redrives", &redrives)];
-        call.arg(letter.id.to_string()).arg(group).arg((ours.len() + letter.original_fields.len()) * 2);
+        // A letter that had been sent back before, or a producer that writes such fields itself, must not speak over ours.
+        let reserved: [&[u8]; 4] = [b"cofferdam_stream", b"cofferdam_id", b"cofferdam_redrives", b"cofferdam_record"];
+        let theirs: Vec<_> =
+            letter.original_fields.iter().filter(|(name, _)| !reserved.contains(&name.as_slice())).collect();
+        call.arg(letter.id.to_string()).arg(group).arg((ours.len() + theirs.len()) * 2);
         for (name, value) in ours {
             call.arg(name).arg(value);
         }
-        for (name, value) in &letter.original_fields {
+        for (name, value) in theirs {
             call.arg(name).arg(value);
         }
         let r = Reply { command: "redrive" };

@@ -84,7 +84,7 @@ impl Store {
                 _ => Err(error),
             };
         }
-        let base = self.group(&lane.stream, &lane.group).await?.and_then(|group| group.entries_read);
+        let base = self.read_so_far(lane).await?.map(|(read, _)| read);
         let mut pipe = redis::pipe();
         pipe.cmd("HSETNX").arg(&lane.ledger).arg("start").arg(&after).ignore();
         if let Some(base) = base {
@@ -99,12 +99,21 @@ impl Store {
 
     /// A group that somebody else created: what it had read and acknowledged before us is not in our ledger.
     async fn note_joined(&self, lane: &LaneKeys) -> Result<(), StreamError> {
-        let Some(group) = self.group(&lane.stream, &lane.group).await? else { return Ok(()) };
-        let Some(read) = group.entries_read else { return Ok(()) };
+        let Some((read, group)) = self.read_so_far(lane).await? else { return Ok(()) };
         let mut pipe = redis::pipe();
         pipe.cmd("HSETNX").arg(&lane.ledger).arg("start").arg(group.last_delivered.to_string()).ignore();
         pipe.cmd("HSETNX").arg(&lane.ledger).arg("base_read").arg(read.saturating_sub(group.pending)).ignore();
         self.pipeline(&pipe).await
+    }
+
+    /// How many entries lie before the group's position. Redis does not say so of a group that has read nothing yet, but of
+    /// one that stands at either end of its stream it knows the lag, which says the same. `None` when it can tell neither.
+    async fn read_so_far(&self, lane: &LaneKeys) -> Result<Option<(u64, GroupInfo)>, StreamError> {
+        let Some(facts) = self.cut(std::slice::from_ref(lane), &[]).await?.lanes.into_iter().next().flatten() else {
+            return Ok(None);
+        };
+        let from_lag = facts.group.lag.map(|lag| facts.stream.entries_added.saturating_sub(lag));
+        Ok(facts.group.entries_read.or(from_lag).map(|read| (read, facts.group)))
     }
 
     /// The last id that a stream has given out; zero when there is no such stream.
@@ -148,7 +157,7 @@ impl Store {
     }
 }
 
-fn group_info(r: &Reply, value: Value) -> Result<GroupInfo, StreamError> {
+pub(crate) fn group_info(r: &Reply, value: Value) -> Result<GroupInfo, StreamError> {
     let mut info = GroupInfo::default();
     for (name, value) in r.pairs(value)? {
         match name.as_str() {

@@ -23,6 +23,19 @@ pub struct Tally {
     pub rescued: u64,
 }
 
+impl Tally {
+    /// Adds another lane's counts.
+    pub fn add(&mut self, other: Tally) {
+        self.committed += other.committed;
+        self.filtered += other.filtered;
+        self.dead += other.dead;
+        self.outputs += other.outputs;
+        self.retried += other.retried;
+        self.released += other.released;
+        self.rescued += other.rescued;
+    }
+}
+
 /// The ledger of a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
@@ -36,13 +49,9 @@ pub struct Ledger {
     pub floor: Option<String>,
 }
 
-impl Store {
-    /// Reads the ledger of a lane.
-    ///
-    /// # Errors
-    /// Whatever Redis answers.
-    pub async fn ledger(&self, lane: &LaneKeys) -> Result<Ledger, StreamError> {
-        let fields: HashMap<String, String> = self.query(redis::cmd("HGETALL").arg(&lane.ledger)).await?;
+impl Ledger {
+    /// Reads one from the fields of its hash.
+    pub(crate) fn read(fields: &HashMap<String, String>) -> Self {
         let number = |name: &str| fields.get(name).and_then(|text| text.parse::<u64>().ok());
         let count = |name: &str| number(name).unwrap_or(0);
         let tally = Tally {
@@ -55,7 +64,18 @@ impl Store {
             rescued: count("rescued"),
         };
         let (start, floor) = (fields.get("start").cloned(), fields.get("floor").cloned());
-        Ok(Ledger { tally, base_read: number("base_read"), start, floor })
+        Ledger { tally, base_read: number("base_read"), start, floor }
+    }
+}
+
+impl Store {
+    /// Reads the ledger of a lane.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn ledger(&self, lane: &LaneKeys) -> Result<Ledger, StreamError> {
+        let fields: HashMap<String, String> = self.query(redis::cmd("HGETALL").arg(&lane.ledger)).await?;
+        Ok(Ledger::read(&fields))
     }
 
     /// Every lane that has a ledger here, as (stream, group).

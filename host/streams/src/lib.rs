@@ -22,6 +22,7 @@ mod reply;
 mod scripts;
 mod settle;
 mod store;
+mod survey;
 mod trim;
 
 pub use codec::{Codec, Decoded, RawEntry, Subscription, WhereRule, decode};
@@ -34,4 +35,5 @@ pub use presence::HostReport;
 pub use record::read as read_record;
 pub use settle::{Decided, Evidence, SettleContext, Settled, VersionStamp};
 pub use store::{Limits, ServerFacts, Store};
+pub use survey::{Cut, LaneFacts, PendingEntry, StreamFacts};
 pub use trim::{Retention, Trimmed};

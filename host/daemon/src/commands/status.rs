@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use cofferdam_model::route::DEAD_LETTER_STREAM;
-use cofferdam_streams::{LaneKeys, Store};
+use cofferdam_streams::{LaneKeys, Store, Tally, redrive_stream};
 use serde_json::json;
 
 use crate::cli::Common;
@@ -14,7 +14,6 @@ use crate::commands::plugins::word;
 use crate::host::shown;
 use crate::screen::{self, safe};
 use crate::supervisor::PluginReport;
-use crate::telemetry::Counts;
 
 /// Flags of `status`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +24,7 @@ struct Row {
     group: String,
     streams: Vec<String>,
     hosts: usize,
-    counts: Counts,
+    tally: Tally,
     lag: u64,
     pending: u64,
     parked: u64,
@@ -43,13 +42,12 @@ pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
                 group: report.group.clone(),
                 streams: report.subscribe.clone(),
                 hosts: 0,
-                counts: Counts::default(),
+                tally: Tally::default(),
                 lag: 0,
                 pending: 0,
                 parked: 0,
             });
             row.hosts += 1;
-            row.counts.add(&report.counts);
             if word(report.state) != row.state {
                 row.state = String::from("mixed");
             }
@@ -64,7 +62,7 @@ pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
             .iter()
             .map(|(name, row)| {
                 json!({"plugin": name, "state": row.state, "group": row.group, "subscribe": row.streams, "hosts": row.hosts,
-                    "lag": row.lag, "pending": row.pending, "parked": row.parked, "counts": row.counts})
+                    "lag": row.lag, "pending": row.pending, "parked": row.parked, "settled": settled(&row.tally)})
             })
             .collect();
         let document = json!({"redis": shown(&found.store.address()), "hosts": hosts, "plugins": plugins, "dead_letters": dead});
@@ -82,9 +80,9 @@ pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
     let mut table =
         screen::table(&["plugin", "state", "hosts", "lag", "pending", "parked", "committed", "filtered", "retried", "dead", "outputs"]);
     for (name, row) in &rows {
-        let counts = &row.counts;
+        let tally = &row.tally;
         let numbers =
-            [row.hosts as u64, row.lag, row.pending, row.parked, counts.committed, counts.filtered, counts.retried, counts.dead, counts.outputs];
+            [row.hosts as u64, row.lag, row.pending, row.parked, tally.committed, tally.filtered, tally.retried, tally.dead, tally.outputs];
         let mut cells = vec![safe(name), row.state.clone()];
         cells.extend(numbers.iter().map(u64::to_string));
         table.add_row(cells);
@@ -100,14 +98,22 @@ pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
     Ok(())
 }
 
-/// What waits in Redis for a plugin, over its streams.
+fn settled(tally: &Tally) -> serde_json::Value {
+    json!({"committed": tally.committed, "filtered": tally.filtered, "retried": tally.retried, "dead": tally.dead,
+        "released": tally.released, "outputs": tally.outputs})
+}
+
+/// What waits in Redis for a plugin, and what its group has settled, over its streams.
 async fn backlog(store: &Store, row: &mut Row) -> Result<()> {
-    for stream in &row.streams {
+    let redrive = redrive_stream(&row.group);
+    for stream in row.streams.iter().chain([&redrive]) {
         let Some(group) = store.group(stream, &row.group).await? else { continue };
         row.lag += group.lag.unwrap_or(0);
-        let parked = store.parked(&LaneKeys::new(stream, &row.group)).await?;
+        let keys = LaneKeys::new(stream, &row.group);
+        let parked = store.parked(&keys).await?;
         row.parked += parked;
         row.pending += group.pending.saturating_sub(parked);
+        row.tally.add(store.ledger(&keys).await?.tally);
     }
     Ok(())
 }

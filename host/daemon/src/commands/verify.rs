@@ -3,3 +3,4 @@ use crate::cli::Common;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 pub(crate) async fn run(_common: &Common, _args: Args) -> anyhow::Result<()> { Ok(()) }
+pub(crate) async fn report(_store: &cofferdam_streams::Store) -> anyhow::Result<()> { Ok(()) }

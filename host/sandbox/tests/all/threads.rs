@@ -1,12 +1,13 @@
 //! The threads of a plugin, and the clock that stops handlers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cofferdam_sandbox::{Engine, EngineConfig, Plugin, Workers};
 
-use crate::guests::{call, echo, payloads, spec};
+use crate::guests::{call, echo, handler, payloads, spec};
 
 /// Waits for a condition, at most five seconds.
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -105,27 +106,35 @@ fn a_guest_runs_on_a_worker_with_its_slot() {
     assert_eq!(seen, (0..50).collect::<Vec<_>>());
 }
 
+/// How often each ticker thread of this process has gone to sleep, by its id.
+fn ticker_sleeps() -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    tasks
+        .filter_map(|task| {
+            let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
+            let sleeps = line.split_whitespace().nth(1)?.parse().ok()?;
+            status.starts_with("Name:\tepoch\n").then(|| (task.file_name().to_string_lossy().into_owned(), sleeps))
+        })
+        .collect()
+}
+
 #[test]
-fn an_idle_engine_uses_no_time() {
+fn an_idle_engine_uses_no_time_and_wakes_for_the_next_call() {
+    let older = ticker_sleeps();
     let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max: 64 << 20 }).unwrap();
     let plugin = Arc::new(Plugin::load(&engine, &echo(), spec("guest")).unwrap());
     assert!(call(&plugin).result.is_ok());
+    std::thread::sleep(Duration::from_millis(300));
+    let before = ticker_sleeps();
     std::thread::sleep(Duration::from_millis(400));
-    let switches = || {
-        let mut all = 0;
-        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
-            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            if status.starts_with("Name:\tepoch") {
-                let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
-                all = all.max(line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap());
-            }
-        }
-        all
-    };
-    // The busiest ticker of the process may be another test's: this asks only that a call still works after the sleep.
-    assert!(switches() > 0);
-    let report = call(&plugin);
-    assert!(report.result.is_ok());
-    drop(plugin);
-    drop(engine);
+    let after = ticker_sleeps();
+    // Engines of other tests may have come meanwhile, and may be busy; ours is among the new ones and must be asleep.
+    let woken = |id: &String| after.get(id).zip(before.get(id)).map(|(after, before)| after - before);
+    let fewest = before.keys().filter(|id| !older.contains_key(*id)).filter_map(woken).min();
+    assert!(fewest.is_some_and(|times| times < 5), "an idle ticker woke {fewest:?} times in 400 ms");
+    let spin = Plugin::load(&engine, &handler("", "", "(loop $on (br $on)) (i32.const 0)"), spec("spin")).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let report = call(&Arc::new(spin));
+    assert!(report.result.is_err() && report.took < Duration::from_millis(300), "{:?}", report.took);
 }
