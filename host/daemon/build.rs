@@ -20,7 +20,8 @@ fn main() {
         if wasm.is_file() && toml.is_file() {
             println!("cargo:rerun-if-changed={}", wasm.display());
             println!("cargo:rerun-if-changed={}", toml.display());
-            writeln!(list, "    ({name:?}, include_bytes!({wasm:?}), include_str!({toml:?})),").expect("a string takes all");
+            writeln!(list, "    ({name:?}, include_bytes!({wasm:?}), include_str!({toml:?})),")
+                .expect("a string takes all");
         }
     }
     list.push_str("];\n");

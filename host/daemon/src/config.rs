@@ -215,14 +215,18 @@ impl Config {
 }
 
 fn policy(raw: &RawPolicy, base: Option<&Policy>) -> Result<Policy> {
-    let patterns = |key: &str, given: &Option<Vec<String>>, default: &[&str], inherited: Option<&Vec<StreamPattern>>| {
-        let names: Vec<String> = match (given, inherited) {
-            (Some(names), _) => names.clone(),
-            (None, Some(patterns)) => return Ok(patterns.clone()),
-            (None, None) => default.iter().map(|&name| name.to_owned()).collect(),
+    let patterns =
+        |key: &str, given: &Option<Vec<String>>, default: &[&str], inherited: Option<&Vec<StreamPattern>>| {
+            let names: Vec<String> = match (given, inherited) {
+                (Some(names), _) => names.clone(),
+                (None, Some(patterns)) => return Ok(patterns.clone()),
+                (None, None) => default.iter().map(|&name| name.to_owned()).collect(),
+            };
+            names
+                .iter()
+                .map(|name| StreamPattern::new(name).with_context(|| format!("in {key}")))
+                .collect::<Result<Vec<_>>>()
         };
-        names.iter().map(|name| StreamPattern::new(name).with_context(|| format!("in {key}"))).collect::<Result<Vec<_>>>()
-    };
     let instances = match (&raw.instances, base) {
         (None, Some(base)) => (base.fresh, base.reuse),
         (None, None) => (true, true),

@@ -29,7 +29,10 @@ pub(crate) fn code(error: &anyhow::Error) -> ExitCode {
         } else if let Some(stream) = cause.downcast_ref::<StreamError>() {
             let outside = matches!(
                 stream,
-                StreamError::Unreachable { .. } | StreamError::Denied { .. } | StreamError::Unsuitable { .. } | StreamError::NotReady { .. }
+                StreamError::Unreachable { .. }
+                    | StreamError::Denied { .. }
+                    | StreamError::Unsuitable { .. }
+                    | StreamError::NotReady { .. }
             );
             if outside {
                 code = 3;

@@ -120,7 +120,11 @@ pub(crate) fn shown(url: &str) -> String {
 fn create_private(dir: &Path) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(dir).with_context(|| format!("cannot create the data directory {}", dir.display()))?;
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot create the data directory {}", dir.display()))?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("cannot make the data directory {} private", dir.display()))
 }
@@ -154,7 +158,13 @@ async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, m
     }
 }
 
-async fn trim(store: Store, consumer: Arc<str>, config: Arc<Config>, supervisor: Arc<Supervisor>, mut stopping: watch::Receiver<bool>) {
+async fn trim(
+    store: Store,
+    consumer: Arc<str>,
+    config: Arc<Config>,
+    supervisor: Arc<Supervisor>,
+    mut stopping: watch::Receiver<bool>,
+) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(TRIM_EVERY) => {}
@@ -167,8 +177,12 @@ async fn trim(store: Store, consumer: Arc<str>, config: Arc<Config>, supervisor:
             match store.trim(&stream, &config.retention(&stream), clock::now_ms()).await {
                 Ok(trimmed) => {
                     if let Some(group) = trimmed.blocked_by.filter(|_| trimmed.excess > 0) {
-                        tracing::warn!(stream, group, excess = trimmed.excess,
-                            "this group has not finished what is above the retention; if nobody needs it, add to cofferdam.toml: [streams.\"{stream}\"] ignore-groups = [\"{group}\"]");
+                        tracing::warn!(
+                            stream,
+                            group,
+                            excess = trimmed.excess,
+                            "this group has not finished what is above the retention; if nobody needs it, add to cofferdam.toml: [streams.\"{stream}\"] ignore-groups = [\"{group}\"]"
+                        );
                     }
                 }
                 Err(error) => tracing::debug!(stream, %error, "cannot trim"),

@@ -5,8 +5,8 @@
 //!
 //! Left to others: suspects of silent hosts (`suspects.rs`), which versions run (`reload.rs`).
 
-use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -243,7 +243,8 @@ impl Lane {
         if now < self.read_after || self.parts.shared.seat.current().is_none() || room == 0 {
             return None;
         }
-        let (store, keys, consumer) = (self.parts.shared.store.clone(), self.parts.shared.keys.clone(), self.parts.shared.consumer.clone());
+        let (store, keys, consumer) =
+            (self.parts.shared.store.clone(), self.parts.shared.keys.clone(), self.parts.shared.consumer.clone());
         if self.next_due() <= now {
             while self.due.peek().is_some_and(|due| due.0 <= now) {
                 self.due.pop();
@@ -261,6 +262,8 @@ impl Lane {
             return None;
         }
         let count = room.min(FETCH_MAX);
+        // Taken down before the read: a bell that rings while it is under way may mean entries that it does not see.
+        self.news = false;
         Some(tokio::spawn(async move { Read::New(store.fetch_new(&keys, &consumer, count).await) }))
     }
 
@@ -268,7 +271,7 @@ impl Lane {
         match done {
             Some(Read::New(Ok(entries))) => {
                 self.pause = PAUSE_MIN;
-                self.news = !entries.is_empty();
+                self.news |= !entries.is_empty();
                 let taken: Vec<Taken> = entries.into_iter().map(fresh).collect();
                 self.dispatch(taken);
                 if self.reconcile {
@@ -412,7 +415,8 @@ impl Lane {
         let batch = std::mem::replace(&mut self.decided, rest);
         self.decided_bytes = self.decided.iter().map(Decided::bytes).sum();
         self.first_decided = (!self.decided.is_empty()).then(Instant::now);
-        let (store, keys, consumer) = (self.parts.shared.store.clone(), self.parts.shared.keys.clone(), self.parts.shared.consumer.clone());
+        let (store, keys, consumer) =
+            (self.parts.shared.store.clone(), self.parts.shared.keys.clone(), self.parts.shared.consumer.clone());
         self.settles.spawn(settle_until_taken(store, keys, consumer, batch));
     }
 
@@ -435,8 +439,12 @@ impl Lane {
     async fn heartbeat(&mut self) {
         let old = self.parts.shared.delivery.lease / 4;
         let now = Instant::now();
-        let held: Vec<(EntryId, Token)> =
-            self.in_flight.iter().filter(|(_, held)| now - held.renewed > old).map(|(id, held)| (*id, held.token)).collect();
+        let held: Vec<(EntryId, Token)> = self
+            .in_flight
+            .iter()
+            .filter(|(_, held)| now - held.renewed > old)
+            .map(|(id, held)| (*id, held.token))
+            .collect();
         if held.is_empty() {
             return;
         }
@@ -452,7 +460,9 @@ impl Lane {
                         "leases were lost to another host; what these deliveries bring is refused");
                 }
             }
-            Err(error) => tracing::warn!(plugin = %self.parts.shared.plugin, stream = %self.parts.shared.keys.stream, %error, "cannot renew leases"),
+            Err(error) => {
+                tracing::warn!(plugin = %self.parts.shared.plugin, stream = %self.parts.shared.keys.stream, %error, "cannot renew leases")
+            }
         }
     }
 

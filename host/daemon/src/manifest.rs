@@ -174,7 +174,8 @@ impl Manifest {
         let sha256 = raw.sha256.take();
         let canonical = serde_json::to_string(&raw).expect("a parsed manifest always serializes");
         let name = raw.name.clone().unwrap_or_else(|| file_name.to_owned());
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        {
             return Err(ManifestError::Name { name });
         }
         for (key, asked) in [
@@ -203,7 +204,8 @@ impl Manifest {
             Some(RawConcurrency::Threads(0)) => return Err(value("concurrency", "0", "write \"auto\" or at least 1")),
             Some(RawConcurrency::Threads(threads)) => Some((*threads).min(256)),
         };
-        let subscribed = raw.subscribe.iter().map(|sub| subscribed(sub, raw.start.as_deref())).collect::<Result<Vec<_>, _>>()?;
+        let subscribed =
+            raw.subscribe.iter().map(|sub| subscribed(sub, raw.start.as_deref())).collect::<Result<Vec<_>, _>>()?;
         let streams = subscribed.iter().map(|sub| sub.subscription.stream.to_string()).collect();
         let route = Route::new(streams, raw.emit.clone())?;
         let default = RetryPolicy::default();
@@ -219,7 +221,18 @@ impl Manifest {
         };
         let limits = limits(&raw.limits)?;
         let group = raw.group.clone().unwrap_or_else(|| format!("group:{name}"));
-        let manifest = Manifest { group, subscribed, route, instances, concurrency, retry, limits, config: raw.config, name, canonical };
+        let manifest = Manifest {
+            group,
+            subscribed,
+            route,
+            instances,
+            concurrency,
+            retry,
+            limits,
+            config: raw.config,
+            name,
+            canonical,
+        };
         Ok((manifest, sha256))
     }
 }

@@ -86,7 +86,9 @@ pub(crate) fn receive(taken: Taken, reader: &Reader, version: &Version) -> Recei
     let early = match early {
         Some(early) => Some(early),
         None if bytes > limit_bytes => Some(Err(Fault::TooLarge { bytes, limit_bytes })),
-        None if delivery.message.hops() >= HOPS_MAX => Some(Err(Fault::Loop { hops: delivery.message.hops(), limit: HOPS_MAX })),
+        None if delivery.message.hops() >= HOPS_MAX => {
+            Some(Err(Fault::Loop { hops: delivery.message.hops(), limit: HOPS_MAX }))
+        }
         None if delivery.crashes() > version.manifest.retry.crashes => {
             Some(Err(Fault::HostCrashes { crashes: delivery.crashes() }))
         }
@@ -149,7 +151,13 @@ fn handle(slot: &mut Slot, seat: &Seat, stopping: &AtomicBool, delivery: Deliver
     Some(judged(delivery, report.result, &version, HostState::Running, evidence))
 }
 
-fn judged(delivery: Delivery, result: Result<Outcome, Fault>, version: &Version, host: HostState, evidence: Evidence) -> Decided {
+fn judged(
+    delivery: Delivery,
+    result: Result<Outcome, Fault>,
+    version: &Version,
+    host: HostState,
+    evidence: Evidence,
+) -> Decided {
     let verdict = decide(delivery.attempt(), result, &version.manifest.retry, host, rand::random());
     Decided { delivery, verdict, version: version.stamp.clone(), evidence }
 }

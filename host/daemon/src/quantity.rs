@@ -72,7 +72,9 @@ impl When {
 /// For clap: a moment.
 pub(crate) fn when_argument(text: &str) -> Result<When, String> {
     parse_when(text).ok_or_else(|| {
-        String::from("write an age such as -10m, a time such as 2026-11-24T08:00:00Z, or an entry id such as 1795418457352-0")
+        String::from(
+            "write an age such as -10m, a time such as 2026-11-24T08:00:00Z, or an entry id such as 1795418457352-0",
+        )
     })
 }
 
@@ -107,9 +109,9 @@ impl<'de> Deserialize<'de> for Bytes {
         }
         match Written::deserialize(deserializer)? {
             Written::Number(bytes) => Ok(Bytes(bytes)),
-            Written::Text(text) => parse_bytes(&text)
-                .map(Bytes)
-                .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a size: write 64MiB, 512KiB or a number of bytes"))),
+            Written::Text(text) => parse_bytes(&text).map(Bytes).ok_or_else(|| {
+                serde::de::Error::custom(format!("{text:?} is not a size: write 64MiB, 512KiB or a number of bytes"))
+            }),
         }
     }
 }

@@ -41,7 +41,10 @@ impl RedisChild {
         let dir = dir.canonicalize()?;
         let socket = dir.join("redis.sock");
         if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-            bail!(Environment(format!("the path {} is too long for a socket: choose a shorter --data", socket.display())));
+            bail!(Environment(format!(
+                "the path {} is too long for a socket: choose a shorter --data",
+                socket.display()
+            )));
         }
         let url = format!("redis+unix://{}", socket.display());
         let pid_file = dir.join("redis.pid");
@@ -137,7 +140,10 @@ async fn wait_until_ready(url: &str, child: &mut Child, dir: &Path) -> Result<()
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    bail!(Environment(format!("the private redis did not answer within 60 s; its log is {}", dir.join("redis.log").display())))
+    bail!(Environment(format!(
+        "the private redis did not answer within 60 s; its log is {}",
+        dir.join("redis.log").display()
+    )))
 }
 
 fn settings(socket: &Path, pid_file: &Path) -> String {

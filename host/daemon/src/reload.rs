@@ -191,9 +191,15 @@ impl Folder {
             self.supervisor.note(name, true, text, Digest::of(&candidate.wasm).to_string());
             return;
         }
-        let plugin_name = Manifest::parse(&candidate.manifest, name).map_or_else(|_| name.to_owned(), |(manifest, _)| manifest.name);
-        if let Some(other) = self.memory.iter().find(|(file, memory)| *file != name && memory.plugin.as_ref() == Some(&plugin_name)) {
-            let text = format!("its manifest says name = {plugin_name:?}, and so does that of {}; give one another name", other.0);
+        let plugin_name =
+            Manifest::parse(&candidate.manifest, name).map_or_else(|_| name.to_owned(), |(manifest, _)| manifest.name);
+        if let Some(other) =
+            self.memory.iter().find(|(file, memory)| *file != name && memory.plugin.as_ref() == Some(&plugin_name))
+        {
+            let text = format!(
+                "its manifest says name = {plugin_name:?}, and so does that of {}; give one another name",
+                other.0
+            );
             self.supervisor.note(name, false, text, String::new());
             return;
         }
@@ -239,7 +245,8 @@ impl Folder {
     fn write_status_files(&mut self) {
         for report in self.supervisor.report() {
             let digest = if report.digest.is_empty() { "none" } else { report.digest.as_str() };
-            let state = serde_json::to_value(report.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+            let state =
+                serde_json::to_value(report.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
             let detail = if report.detail.is_empty() { String::new() } else { format!("{}\n", report.detail) };
             let text = format!("{}: {state}\nlive version: {digest}\n{detail}", report.name);
             if self.written.get(&report.name) == Some(&text) {
@@ -283,7 +290,9 @@ fn scan(dir: &Path) -> std::io::Result<BTreeMap<String, Files>> {
     let mut folders = BTreeMap::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')) else { continue };
+        let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')) else {
+            continue;
+        };
         if path.is_dir() {
             if let Some(files) = folder_files(&path, name) {
                 folders.insert(name.to_owned(), files);

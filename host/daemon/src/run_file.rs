@@ -33,7 +33,8 @@ impl RunFile {
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         std::io::Write::write_all(&mut file, text.as_bytes())?;
-        std::fs::rename(&temporary, Self::path(data)).with_context(|| format!("cannot write {}", Self::path(data).display()))
+        std::fs::rename(&temporary, Self::path(data))
+            .with_context(|| format!("cannot write {}", Self::path(data).display()))
     }
 
     /// The file of a host that is alive; `None` when there is none, or its process is gone.

@@ -105,7 +105,13 @@ struct Inner {
 }
 
 impl Supervisor {
-    pub(crate) fn new(store: Store, consumer: Arc<str>, delivery: DeliveryConfig, private_redis: bool, bells: Arc<Bells>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        consumer: Arc<str>,
+        delivery: DeliveryConfig,
+        private_redis: bool,
+        bells: Arc<Bells>,
+    ) -> Self {
         let inner = Mutex::new(Inner::default());
         Supervisor { store, consumer, delivery, private_redis, bells, inner, changes: watch::channel(0).0 }
     }
@@ -308,4 +314,3 @@ async fn stop(running: RunningPlugin) -> Counts {
     }
     past
 }
-

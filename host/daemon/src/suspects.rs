@@ -86,7 +86,8 @@ impl Suspects {
             Received::Deliver(delivery) => {
                 let (reply, mut verdict) = mpsc::unbounded_channel();
                 let stopping = Arc::new(AtomicBool::new(false));
-                let job = Job { deliveries: vec![delivery], seat: shared.seat.clone(), reply, stopping: stopping.clone() };
+                let job =
+                    Job { deliveries: vec![delivery], seat: shared.seat.clone(), reply, stopping: stopping.clone() };
                 // No thread to be had: it stays pending, and its lease runs out again.
                 if shared.workers.submit(job).is_err() {
                     return Ok(());
@@ -131,7 +132,9 @@ impl Suspects {
                     return Ok(());
                 }
                 Err(error) if *self.mode.borrow() == Mode::Stop => return Err(error),
-                Err(error) => tracing::warn!(stream = %shared.keys.stream, %error, "cannot settle a suspect; trying again"),
+                Err(error) => {
+                    tracing::warn!(stream = %shared.keys.stream, %error, "cannot settle a suspect; trying again")
+                }
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(5));

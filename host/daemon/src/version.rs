@@ -75,7 +75,8 @@ pub(crate) fn admit(engine: &Engine, config: &Config, candidate: &Candidate) -> 
     }
     let digest = digest(&candidate.wasm, &manifest);
     let config_digest = Digest::of(serde_json::to_string(&effective).unwrap_or_default().as_bytes());
-    let stamp = VersionStamp { plugin: manifest.name.clone(), digest: digest.to_string(), config: config_digest.to_string() };
+    let stamp =
+        VersionStamp { plugin: manifest.name.clone(), digest: digest.to_string(), config: config_digest.to_string() };
     let spec = PluginSpec {
         name: manifest.name.clone(),
         digest,
@@ -98,7 +99,9 @@ fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Refusal> {
     ] {
         for stream in streams {
             if !patterns.iter().any(|pattern| pattern.matches(stream)) {
-                let text = format!("it wants to {verb} {stream:?}, which is not granted; add to cofferdam.toml: [policy.plugins.{name}] {key} = [{stream:?}]");
+                let text = format!(
+                    "it wants to {verb} {stream:?}, which is not granted; add to cofferdam.toml: [policy.plugins.{name}] {key} = [{stream:?}]"
+                );
                 return Err(refuse("grants", text));
             }
         }
@@ -108,7 +111,9 @@ fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Refusal> {
         Instances::Reuse => (policy.reuse, "reuse"),
     };
     if !granted {
-        let text = format!("instances = {word:?} is not granted; add to cofferdam.toml: [policy.plugins.{name}] instances = [{word:?}]");
+        let text = format!(
+            "instances = {word:?} is not granted; add to cofferdam.toml: [policy.plugins.{name}] instances = [{word:?}]"
+        );
         return Err(refuse("grants", text));
     }
     Ok(Limits {

@@ -124,12 +124,31 @@ impl Random {
         Random { seed: hash.finalize().into(), blocks: 0, block: [0; 32], used: 32, given: 0 }
     }
 
-    /// The next bytes.
+    /// That many bytes, asked for by a guest.
     ///
     /// # Errors
-    /// When the delivery has had its share.
-    pub(crate) fn fill(&mut self, bytes: &mut [u8]) -> Result<(), Stop> {
+    /// When the delivery has had its share; found before anything is allocated.
+    pub(crate) fn bytes(&mut self, len: u64) -> Result<Vec<u8>, Stop> {
+        self.take(len)?;
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+        self.fill(&mut bytes);
+        Ok(bytes)
+    }
+
+    /// Eight of them as a number.
+    pub(crate) fn number(&mut self) -> Result<u64, Stop> {
+        let mut bytes = [0; 8];
         self.take(bytes.len() as u64)?;
+        self.fill(&mut bytes);
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn take(&mut self, len: u64) -> Result<(), Stop> {
+        self.given = self.given.saturating_add(len);
+        if self.given > RANDOM_BYTES_MAX { Err(Stop::Random(RANDOM_BYTES_MAX)) } else { Ok(()) }
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             if self.used == self.block.len() {
                 let mut hash = Sha256::new();
@@ -142,27 +161,5 @@ impl Random {
             *byte = self.block.get(self.used).copied().unwrap_or_default();
             self.used += 1;
         }
-        Ok(())
-    }
-
-    /// That many bytes, asked for by a guest: checked before anything is allocated.
-    pub(crate) fn bytes(&mut self, len: u64) -> Result<Vec<u8>, Stop> {
-        if self.given.saturating_add(len) > RANDOM_BYTES_MAX {
-            return Err(Stop::Random(RANDOM_BYTES_MAX));
-        }
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
-        self.fill(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    pub(crate) fn number(&mut self) -> Result<u64, Stop> {
-        let mut bytes = [0; 8];
-        self.fill(&mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    fn take(&mut self, len: u64) -> Result<(), Stop> {
-        self.given = self.given.saturating_add(len);
-        if self.given > RANDOM_BYTES_MAX { Err(Stop::Random(RANDOM_BYTES_MAX)) } else { Ok(()) }
     }
 }

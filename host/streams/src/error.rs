@@ -97,7 +97,10 @@ impl StreamError {
 impl From<RedisError> for StreamError {
     fn from(source: RedisError) -> Self {
         match source.kind() {
-            ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => return StreamError::Unreachable { source },
+            // A reply that cannot be read to its end is one whose connection broke in the middle: the server died, or left.
+            ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => {
+                return StreamError::Unreachable { source };
+            }
             ErrorKind::AuthenticationFailed => return StreamError::Denied { source },
             ErrorKind::Server(kind) => match kind {
                 ServerErrorKind::BusyLoading

@@ -173,7 +173,11 @@ impl Store {
     ///
     /// # Errors
     /// Whatever Redis answers.
-    pub async fn past_of(&self, lane: &LaneKeys, id: EntryId) -> Result<Option<(RawEntry, Vec<Attempt>, u32)>, StreamError> {
+    pub async fn past_of(
+        &self,
+        lane: &LaneKeys,
+        id: EntryId,
+    ) -> Result<Option<(RawEntry, Vec<Attempt>, u32)>, StreamError> {
         let id = id.to_string();
         let Some(entry) = self.range(&lane.stream, &id, &id, 1).await?.into_iter().next() else { return Ok(None) };
         let text: Option<String> = self.query(redis::cmd("HGET").arg(&lane.park).arg(&id)).await?;

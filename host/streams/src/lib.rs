@@ -33,7 +33,7 @@ pub use keys::{LaneKeys, redrive_stream, retry_consumer};
 pub use ledger::{Ledger, Tally};
 pub use presence::HostReport;
 pub use record::read as read_record;
-pub use settle::{Decided, Evidence, SettleContext, Settled, VersionStamp};
+pub use settle::{Decided, Evidence, SettleContext, Settled, VersionStamp, output_id};
 pub use store::{Limits, ServerFacts, Store};
 pub use survey::{Cut, LaneFacts, PendingEntry, StreamFacts};
 pub use trim::{Retention, Trimmed};

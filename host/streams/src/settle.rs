@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use cofferdam_model::dead_letter::{LOG_TAIL_BYTES_MAX, TEXT_BYTES_MAX, TRAP_BYTES_MAX, truncated};
 use cofferdam_model::policy::DELAY_MS_MAX;
 use cofferdam_model::route::DEAD_LETTER_STREAM;
-use cofferdam_model::{Attempt, Delivery, Event, Message, ReasonCode, Verdict};
+use cofferdam_model::{Attempt, Delivery, EntryId, Event, ReasonCode, Verdict};
 
 use crate::fetch::SCAN_MAX;
 use crate::reply::Reply;
@@ -213,12 +213,24 @@ impl Store {
         let first = members.iter().map(|decided| decided.delivery.entry).min().unwrap_or_default();
         let last = members.iter().map(|decided| decided.delivery.entry).max().unwrap_or_default();
         call.arg(&*lane.group).arg(cx.consumer).arg(first.to_string()).arg(last.to_string());
-        call.arg(SCAN_MAX).arg(u8::from(lane.is_redrive())).arg(members.len());
+        call.arg(SCAN_MAX).arg(u8::from(lane.is_redrive())).arg(cx.now);
+        let mut versions: Vec<&Arc<VersionStamp>> = Vec::new();
+        for decided in members {
+            if !versions.contains(&&decided.version) {
+                versions.push(&decided.version);
+            }
+        }
+        call.arg(versions.len());
+        for version in &versions {
+            call.arg(&version.plugin).arg(&version.digest).arg(&version.config);
+        }
+        call.arg(members.len());
         for decided in members {
             call.arg(decided.delivery.entry.to_string()).arg(decided.delivery.token.0);
             match &decided.verdict {
                 Verdict::Commit { events } => {
-                    call.arg(events.len());
+                    let version = versions.iter().position(|version| **version == decided.version).unwrap_or(0) + 1;
+                    call.arg(events.len()).arg(version).arg(decided.delivery.message.hops() + 1);
                     for (index, event) in events.iter().enumerate() {
                         let key = outputs.iter().position(|stream| *stream == event.stream).unwrap_or(0) + 1;
                         write_event(&mut call, key, cx, decided, event, (index, events.len()));
@@ -348,9 +360,10 @@ fn attempt(cx: &SettleContext<'_>, decided: &Decided, code: ReasonCode, text: &s
 /// The namespace of the ids that we give to outputs.
 const OUTPUT_IDS: uuid::Uuid = uuid::Uuid::from_bytes(*b"cofferdam-output");
 
-/// The id of an output: the same whenever and wherever the same delivery is run, so that others can deduplicate.
-pub(crate) fn output_id(group: &str, message: &Message, index: usize) -> uuid::Uuid {
-    uuid::Uuid::new_v5(&OUTPUT_IDS, format!("{group}|{}|{}|{index}", message.stream, message.id).as_bytes())
+/// The id of output number `index` of a message in a group: the same whenever and wherever the same delivery is run, so that
+/// others can deduplicate, and so that anybody can tell which group an output is of.
+pub fn output_id(group: &str, stream: &str, id: EntryId, index: usize) -> uuid::Uuid {
+    uuid::Uuid::new_v5(&OUTPUT_IDS, format!("{group}|{stream}|{id}|{index}").as_bytes())
 }
 
 fn write_event(
@@ -366,19 +379,11 @@ fn write_event(
     let traceparent = message.attribute("traceparent");
     let own_trace = event.attributes.iter().any(|(name, _)| name == "traceparent");
     let trace = traceparent.filter(|_| !own_trace);
-    let pairs = 12 + usize::from(event.key.is_some()) + usize::from(trace.is_some()) + event.attributes.len();
+    let pairs = usize::from(event.key.is_some()) + usize::from(trace.is_some()) + event.attributes.len();
     let mut id = uuid::Uuid::encode_buffer();
-    let id = output_id(&cx.lane.group, message, index).hyphenated().encode_lower(&mut id);
-    call.arg(key).arg(pairs * 2);
-    call.arg("message_id").arg(&*id).arg("payload").arg(&event.payload);
-    call.arg("priority").arg(event.priority.unwrap_or(message.priority));
-    call.arg("timestamp").arg(cx.now).arg("producer_id").arg(&decided.version.plugin);
-    call.arg("retry_count").arg("0").arg("max_retries").arg("3");
-    call.arg("cofferdam_plugin").arg(&decided.version.plugin);
-    call.arg("cofferdam_digest").arg(&decided.version.digest);
-    call.arg("cofferdam_config").arg(&decided.version.config);
-    call.arg("cofferdam_source").arg(format!("{}/{}/{index}/{total}", message.stream, message.id));
-    call.arg("cofferdam_hops").arg(message.hops() + 1);
+    let id = output_id(&cx.lane.group, &message.stream, message.id, index).hyphenated().encode_lower(&mut id);
+    call.arg(key).arg(&*id).arg(&event.payload).arg(event.priority.unwrap_or(message.priority));
+    call.arg(format!("{}/{}/{index}/{total}", message.stream, message.id)).arg(pairs * 2);
     if let Some(trace) = trace {
         call.arg("traceparent").arg(trace);
     }

@@ -36,8 +36,8 @@ pub struct Trimmed {
     pub excess: u64,
 }
 
-/// Entries that one call of the script looks at, so that Redis is never busy for long.
-const TRIM_STEP: u64 = 512;
+/// Entries that one call of the script removes at most, so that Redis is never busy for long.
+const TRIM_STEP: u64 = 10_000;
 /// Who trims a stream at the moment.
 const TRIM_LOCK: &str = "cofferdam:lock:trim";
 

@@ -125,8 +125,10 @@ fn print(common: &Common, args: &Args, results: &[Vec<Measured>], latencies: &[l
                     "ratio_max": s.ratio_range.1, "host_cpu_us": s.host_us, "redis_cpu_us": s.redis_us})
             })
             .collect();
-        let latency: Vec<_> =
-            latencies.iter().map(|l| json!({"arm": l.arm.name(), "p50_us": l.p50_us, "p99_us": l.p99_us, "max_us": l.max_us})).collect();
+        let latency: Vec<_> = latencies
+            .iter()
+            .map(|l| json!({"arm": l.arm.name(), "p50_us": l.p50_us, "p99_us": l.p99_us, "max_us": l.max_us}))
+            .collect();
         let document = json!({"messages": args.messages, "rounds": args.rounds, "fsync": args.fsync, "arms": arms, "latency": latency});
         screen::line(&serde_json::to_string_pretty(&document)?);
         return Ok(());

@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 
 use crate::cli::Common;
 use crate::clock;
-use crate::commands::deploy;
+use crate::commands::{deploy, verify};
 use crate::config::{Config, Overrides};
 use crate::embedded;
 use crate::exit::Failed;
@@ -49,7 +49,8 @@ const EXPECTED: [(&str, &str, u64); 6] = [
 
 pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let began = Instant::now();
-    let directory = tempfile::Builder::new().prefix("cofferdam-demo-").tempdir().context("cannot make a temporary directory")?;
+    let directory =
+        tempfile::Builder::new().prefix("cofferdam-demo-").tempdir().context("cannot make a temporary directory")?;
     let overrides = Overrides {
         data: Some(common.data.clone().unwrap_or_else(|| directory.path().join("data"))),
         plugins: Some(directory.path().join("plugins")),
@@ -101,7 +102,9 @@ async fn story(host: &Host, args: &Args) -> Result<()> {
 
     say("7", "what has become of everything:");
     totals(store).await?;
-    crate::commands::verify::report(store).await
+    screen::line("");
+    let here = Common { redis: Some(host.url.clone()), ..Common::default() };
+    verify::run(&here, verify::Args::default()).await
 }
 
 fn say(number: &str, text: &str) {
@@ -132,7 +135,13 @@ async fn publish(store: &Store, rate: u64) -> Result<()> {
         for line in batch {
             pipe.cmd("XADD").arg(LOGS).arg("*").arg("message_id").arg(uuid::Uuid::new_v4().to_string());
             pipe.arg("payload").arg(line).arg("priority").arg("2").arg("timestamp").arg(clock::iso(clock::now_ms()));
-            pipe.arg("producer_id").arg("cofferdam-demo").arg("retry_count").arg("0").arg("max_retries").arg("3").ignore();
+            pipe.arg("producer_id")
+                .arg("cofferdam-demo")
+                .arg("retry_count")
+                .arg("0")
+                .arg("max_retries")
+                .arg("3")
+                .ignore();
         }
         let () = store.pipeline(&pipe).await?;
         sent += batch.len() as u64;
@@ -229,12 +238,14 @@ async fn show_one(store: &Store) -> Result<()> {
         .and_then(serde_json::Value::as_str)
         .unwrap_or_default();
     let tries = letter.attempts.as_array().map_or(0, Vec::len);
-    let panic = letter.log_tail.lines().find(|line| line.contains("panicked")).unwrap_or(letter.reason.as_str());
+    // Rust writes where it panicked on one line, and why on the next.
+    let panic: Vec<&str> = letter.log_tail.lines().skip_while(|line| !line.contains("panicked")).take(2).collect();
+    let panic = if panic.is_empty() { letter.reason.clone() } else { panic.join(" ") };
     for (name, text) in [
         ("message", format!("{} {}", letter.original_stream, letter.original_id)),
         ("command", command.to_owned()),
         ("code", format!("{} after {tries} tries, version {}", letter.code, deploy::short(&letter.digest))),
-        ("said", panic.to_owned()),
+        ("said", panic),
         ("trapped in", letter.trap.lines().next().unwrap_or("an unnamed function").trim().to_owned()),
     ] {
         screen::line(&format!("   {name:<11} {}", safe_cut(&text, 96)));

@@ -81,7 +81,11 @@ pub(crate) fn read(path: &Path, manifest: Option<&Path>) -> Result<Candidate> {
         None => {
             let beside = wasm.with_extension("toml");
             let dir = wasm.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            if beside.is_file() { beside } else { only(dir, "toml").with_context(|| format!("{} has no manifest", wasm.display()))? }
+            if beside.is_file() {
+                beside
+            } else {
+                only(dir, "toml").with_context(|| format!("{} has no manifest", wasm.display()))?
+            }
         }
     };
     let file_name = wasm.file_stem().and_then(|stem| stem.to_str()).unwrap_or("plugin").to_owned();
@@ -97,7 +101,11 @@ fn only(dir: &Path, ending: &str) -> Result<PathBuf> {
     match found.as_slice() {
         [one] => Ok(one.clone()),
         [] => bail!(Usage(format!("there is no .{ending} file in {}", dir.display()))),
-        _ => bail!(Usage(format!("there are {} .{ending} files in {}; name the one you mean", found.len(), dir.display()))),
+        _ => bail!(Usage(format!(
+            "there are {} .{ending} files in {}; name the one you mean",
+            found.len(),
+            dir.display()
+        ))),
     }
 }
 
@@ -113,7 +121,10 @@ fn check(config: &crate::config::Config, candidate: &Candidate) -> Result<(Strin
 
 /// Places `<dir>/<name>/` by one rename. The manifest vouches for the wasm, so that the host need not wait until it is quiet.
 pub(crate) fn place(dir: &Path, name: &str, candidate: &Candidate) -> Result<()> {
-    let staging = tempfile::Builder::new().prefix(".deploy-").tempdir_in(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
+    let staging = tempfile::Builder::new()
+        .prefix(".deploy-")
+        .tempdir_in(dir)
+        .with_context(|| format!("cannot write to {}", dir.display()))?;
     let sha256 = Digest::of(&candidate.wasm);
     let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name)?;
     let mut text = String::new();
@@ -131,8 +142,14 @@ pub(crate) fn place(dir: &Path, name: &str, candidate: &Candidate) -> Result<()>
     let target = dir.join(name);
     if target.is_dir() {
         // The two folders change places in one step; the old one goes with the temporary name.
-        rustix::fs::renameat_with(rustix::fs::CWD, staging.path(), rustix::fs::CWD, &target, rustix::fs::RenameFlags::EXCHANGE)
-            .with_context(|| format!("cannot replace {}", target.display()))?;
+        rustix::fs::renameat_with(
+            rustix::fs::CWD,
+            staging.path(),
+            rustix::fs::CWD,
+            &target,
+            rustix::fs::RenameFlags::EXCHANGE,
+        )
+        .with_context(|| format!("cannot replace {}", target.display()))?;
     } else {
         let staged = staging.keep();
         fs::rename(&staged, &target).with_context(|| format!("cannot place {}", target.display()))?;
@@ -180,7 +197,11 @@ pub(crate) async fn wait(store: &Store, name: &str, digest: &str, limit: Duratio
         }
         if Instant::now() >= deadline {
             let limit = humantime::format_duration(limit);
-            bail!(Failed(format!("{name} {} is live on {live} of {} hosts after {limit}: {last}", short(digest), hosts.len())));
+            bail!(Failed(format!(
+                "{name} {} is live on {live} of {} hosts after {limit}: {last}",
+                short(digest),
+                hosts.len()
+            )));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

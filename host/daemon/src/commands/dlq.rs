@@ -13,6 +13,7 @@ use indicatif::{HumanCount, ProgressBar};
 use serde_json::{Value as Json, json};
 use tokio::time::{Instant, sleep_until};
 
+use super::streams::age;
 use super::tail::{fields_json, fields_lines, terminal_width};
 use crate::cli::Common;
 use crate::clock;
@@ -137,7 +138,9 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let store = super::find(common).await?.store;
     let kind = store.key_type(DEAD_LETTER_STREAM).await?;
     if kind != "stream" && kind != "none" {
-        bail!(Failed(format!("{DEAD_LETTER_STREAM} is a {kind} and not a stream; look with: redis-cli TYPE {DEAD_LETTER_STREAM}")));
+        bail!(Failed(format!(
+            "{DEAD_LETTER_STREAM} is a {kind} and not a stream; look with: redis-cli TYPE {DEAD_LETTER_STREAM}"
+        )));
     }
     match args.act {
         Act::List(args) => list(common, &store, &args).await,
@@ -208,7 +211,12 @@ impl Summary {
         let mut sorted: Vec<_> = self.by_reason.iter().collect();
         sorted.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         for ((plugin, code), count) in sorted {
-            counts.add_row([safe_cut(or_dash(plugin), 40), safe_cut(code, 30), HumanCount(*count).to_string(), meaning(code)]);
+            counts.add_row([
+                safe_cut(or_dash(plugin), 40),
+                safe_cut(code, 30),
+                HumanCount(*count).to_string(),
+                meaning(code),
+            ]);
         }
         counts.lines().for_each(|text| line(text.trim_end()));
     }
@@ -275,21 +283,32 @@ async fn list(common: &Common, store: &Store, args: &ListArgs) -> Result<()> {
     Ok(())
 }
 
+/// Below this width the message's stream and id are left to `show`: a reason cut to nothing helps nobody.
+const WIDE: usize = 120;
+
 fn show_list(letters: &[StoredLetter], newest_first: bool) {
-    let order = if newest_first { "newest first" } else { "oldest first" };
-    let mut rows = table(&[&format!("id ({order})"), "failed", "plugin", "message", "code", "reason"]);
-    // What the fixed columns leave; a table that wraps its reasons is hard to read.
-    let width = terminal_width().map_or(80, |width| width.saturating_sub(112)).clamp(24, 200);
+    let now_ms = clock::now_ms();
+    let width = terminal_width().unwrap_or(WIDE * 2);
+    let age_title = if newest_first { "ago (newest first)" } else { "ago" };
+    let mut rows = if width < WIDE {
+        table(&["id", age_title, "plugin", "code", "reason"])
+    } else {
+        table(&["id", age_title, "plugin", "code", "message", "reason"])
+    };
+    // What the other columns leave.
+    let room = width.saturating_sub(if width < WIDE { 58 } else { 102 }).clamp(16, 200);
     for letter in letters {
-        let reason = letter.reason.lines().next().unwrap_or_default();
-        rows.add_row([
+        let mut row = vec![
             letter.id.to_string(),
-            clock::short(letter.id.ms),
-            safe_cut(or_dash(&letter.plugin), 24),
-            safe_cut(&format!("{} {}", letter.original_stream, letter.original_id), 60),
-            safe_cut(&letter.code, 20),
-            safe_cut(reason, width),
-        ]);
+            age(Some(letter.id.ms), now_ms),
+            safe_cut(or_dash(&letter.plugin), 16),
+            safe_cut(&letter.code, 16),
+        ];
+        if width >= WIDE {
+            row.push(safe_cut(&format!("{} {}", letter.original_stream, letter.original_id), 44));
+        }
+        row.push(safe_cut(letter.reason.lines().next().unwrap_or_default(), room));
+        rows.add_row(row);
     }
     rows.lines().for_each(|text| line(text.trim_end()));
 }
@@ -429,7 +448,9 @@ impl Doing<'_> {
             return Err(String::from("it does not say which stream it came from"));
         }
         match (letter.group.as_str(), to) {
-            ("", None) => Err(String::from("it names no group (the original program wrote none): say where with --to GROUP")),
+            ("", None) => {
+                Err(String::from("it names no group (the original program wrote none): say where with --to GROUP"))
+            }
             ("", Some(to)) => Ok((*to).to_owned()),
             (group, Some(to)) if group != *to => {
                 // Another group may have handled the message already: its effects would be there twice.
@@ -566,7 +587,9 @@ impl Actor<'_> {
             ("digest", &letter.digest),
         ];
         let command = pipe.cmd("XADD").arg(OPERATOR_LOG_STREAM).arg("*");
-        fields.iter().for_each(|(name, value)| drop(command.arg(name).arg(value)));
+        for (name, value) in fields {
+            command.arg(name).arg(value);
+        }
         pipe
     }
 }

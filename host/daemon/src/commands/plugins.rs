@@ -42,7 +42,9 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         return Ok(());
     }
     if rows.is_empty() {
-        let place = found.host.map_or_else(|| String::from("a running host's plugins folder"), |host| host.plugins.display().to_string());
+        let place = found
+            .host
+            .map_or_else(|| String::from("a running host's plugins folder"), |host| host.plugins.display().to_string());
         screen::line(&format!("no plugins; drop NAME.wasm and NAME.toml into {place}, or: cofferdam deploy NAME.wasm"));
         return Ok(());
     }
@@ -63,7 +65,12 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     screen::line(&table.to_string());
     for (host, report) in rows.iter().filter(|(_, report)| !report.detail.is_empty()) {
         let live = if report.digest.is_empty() { "" } else { " (the live version goes on)" };
-        screen::line(&format!("\n{} on {}{live}:\n  {}", safe(&report.name), safe(host), report.detail.lines().map(safe).collect::<Vec<_>>().join("\n  ")));
+        screen::line(&format!(
+            "\n{} on {}{live}:\n  {}",
+            safe(&report.name),
+            safe(host),
+            report.detail.lines().map(safe).collect::<Vec<_>>().join("\n  ")
+        ));
     }
     Ok(())
 }

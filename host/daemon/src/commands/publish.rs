@@ -171,7 +171,8 @@ async fn pump(
     let most = args.rate.map_or(BATCH_LINES, |rate| (rate as usize / 10).clamp(1, BATCH_LINES));
     let mut batch = Batch::default();
     loop {
-        let left = args.limit.map_or(u64::MAX, |limit| limit.saturating_sub(sender.published + batch.entries.len() as u64));
+        let left =
+            args.limit.map_or(u64::MAX, |limit| limit.saturating_sub(sender.published + batch.entries.len() as u64));
         let item = match inbox.try_recv() {
             _ if left == 0 => None,
             Ok(item) => Some(item),
@@ -290,11 +291,16 @@ impl Inputs {
     }
 
     fn open(&self, file: &Path) -> Result<Box<dyn BufRead>> {
-        let raw: Box<dyn Read> = if file.as_os_str() == "-" { Box::new(std::io::stdin()) } else { Box::new(File::open(file)?) };
+        let raw: Box<dyn Read> =
+            if file.as_os_str() == "-" { Box::new(std::io::stdin()) } else { Box::new(File::open(file)?) };
         let mut input = BufReader::with_capacity(1 << 16, Counted { inner: raw, read: self.read.clone() });
         // By its content and not by its name: rotated logs are packed under any name. What is no gzip passes untouched.
         let packed = input.fill_buf()?.starts_with(&[0x1f, 0x8b]);
-        if packed { Ok(Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(input)))) } else { Ok(Box::new(input)) }
+        if packed {
+            Ok(Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(input))))
+        } else {
+            Ok(Box::new(input))
+        }
     }
 }
 
@@ -350,7 +356,9 @@ fn event_of(bytes: &[u8], first: bool) -> Result<Option<String>, String> {
     match found {
         Some(text) => Ok(Some(text)),
         // The parser counts lines within the text it was given, which is one line: only its column says something.
-        None if text == "{" => Err(String::from("one event must stand on one line; make it so with: jq -c '.[]? // .'")),
+        None if text == "{" => {
+            Err(String::from("one event must stand on one line; make it so with: jq -c '.[]? // .'"))
+        }
         None => Err(format!("it is not JSON: {}", error.to_string().replace("at line 1 ", "at "))),
     }
 }
@@ -410,7 +418,8 @@ impl<'a> Sender<'a> {
         }
         let (mut priority, mut key) = (self.args.priority, None);
         if self.args.priority_from.is_some() || self.args.key_from.is_some() {
-            let event: Json = strict_json(&text).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+            let event: Json =
+                strict_json(&text).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
             let at = |pointer: &Option<String>| pointer.as_ref().and_then(|pointer| event.pointer(pointer));
             priority = at(&self.args.priority_from).and_then(priority_of).unwrap_or(priority);
             key = at(&self.args.key_from).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
@@ -469,7 +478,9 @@ impl<'a> Sender<'a> {
         pipe.ignore_errors();
         for entry in waiting.iter() {
             let command = pipe.cmd("XADD").arg(&self.args.stream).arg("*");
-            entry.iter().for_each(|(name, value)| drop(command.arg(&**name).arg(value)));
+            for (name, value) in entry {
+                command.arg(&**name).arg(value);
+            }
         }
         let replies: Result<Vec<redis::RedisResult<String>>, _> = store.pipeline(&pipe).await;
         let replies = match replies {
@@ -540,7 +551,10 @@ impl<'a> Sender<'a> {
     /// Nobody can say what became of these. They are not sent again: a doubled event looks like a second attack.
     fn give_up_on(&mut self, waiting: &mut Vec<Fields>) {
         self.unknown += waiting.len() as u64;
-        note(&format!("whether {} events were written cannot be known any more; they are not sent again", waiting.len()));
+        note(&format!(
+            "whether {} events were written cannot be known any more; they are not sent again",
+            waiting.len()
+        ));
         waiting.clear();
     }
 
@@ -563,8 +577,11 @@ impl<'a> Sender<'a> {
         }
         let verb = if args.dry_run { "would publish" } else { "published" };
         let per_second = HumanCount((self.published as f64 / seconds.max(0.001)) as u64);
-        let mut text =
-            format!("{verb} {} entries into {} in {seconds:.1} s ({per_second}/s)", HumanCount(self.published), args.stream);
+        let mut text = format!(
+            "{verb} {} entries into {} in {seconds:.1} s ({per_second}/s)",
+            HumanCount(self.published),
+            args.stream
+        );
         if let Some((first, last)) = ids {
             text.push_str(&format!(", first id {first}, last id {last}"));
         }
@@ -584,7 +601,9 @@ impl<'a> Sender<'a> {
     fn say_how_far(&self, error: anyhow::Error) -> anyhow::Error {
         let published = HumanCount(self.published);
         match error.downcast::<Failed>() {
-            Ok(Failed(text)) => Failed(format!("{text}\n  stopped there; {published} events before it were published")).into(),
+            Ok(Failed(text)) => {
+                Failed(format!("{text}\n  stopped there; {published} events before it were published")).into()
+            }
             Err(error) => error.context(format!("stopped after {published} published events")),
         }
     }

@@ -65,24 +65,50 @@ pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
                     "lag": row.lag, "pending": row.pending, "parked": row.parked, "settled": settled(&row.tally)})
             })
             .collect();
-        let document = json!({"redis": shown(&found.store.address()), "hosts": hosts, "plugins": plugins, "dead_letters": dead});
+        let document =
+            json!({"redis": shown(&found.store.address()), "hosts": hosts, "plugins": plugins, "dead_letters": dead});
         screen::line(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
     screen::line(&format!("redis {}   hosts {}   dead letters {dead}", shown(&found.store.address()), hosts.len()));
     for host in &hosts {
-        screen::line(&format!("  {}  pid {}  since {} UTC", safe(&host.consumer), host.pid, clock::short(host.started_ms)));
+        screen::line(&format!(
+            "  {}  pid {}  since {} UTC",
+            safe(&host.consumer),
+            host.pid,
+            clock::short(host.started_ms)
+        ));
     }
     if hosts.is_empty() {
         screen::line("no host is alive here; start one: cofferdam run");
         return Ok(());
     }
-    let mut table =
-        screen::table(&["plugin", "state", "hosts", "lag", "pending", "parked", "committed", "filtered", "retried", "dead", "outputs"]);
+    let mut table = screen::table(&[
+        "plugin",
+        "state",
+        "hosts",
+        "lag",
+        "pending",
+        "parked",
+        "committed",
+        "filtered",
+        "retried",
+        "dead",
+        "outputs",
+    ]);
     for (name, row) in &rows {
         let tally = &row.tally;
-        let numbers =
-            [row.hosts as u64, row.lag, row.pending, row.parked, tally.committed, tally.filtered, tally.retried, tally.dead, tally.outputs];
+        let numbers = [
+            row.hosts as u64,
+            row.lag,
+            row.pending,
+            row.parked,
+            tally.committed,
+            tally.filtered,
+            tally.retried,
+            tally.dead,
+            tally.outputs,
+        ];
         let mut cells = vec![safe(name), row.state.clone()];
         cells.extend(numbers.iter().map(u64::to_string));
         table.add_row(cells);

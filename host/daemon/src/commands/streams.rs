@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, bail};
 use cofferdam_model::invariants::trimmed_unread;
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM, RESERVED_PREFIX, check_stream_name};
-use cofferdam_streams::{GroupInfo, LaneKeys, Ledger, Store, StreamFacts, redrive_stream};
+use cofferdam_streams::{GroupInfo, LaneKeys, Ledger, Store, StreamError, StreamFacts, redrive_stream};
 use indicatif::HumanCount;
 use serde_json::{Value as Json, json};
 
@@ -68,7 +68,10 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         show(&streams, now_ms);
     }
     if !missing.is_empty() {
-        bail!(Failed(format!("there is no stream {}; cofferdam streams --all shows what there is", missing.join(", "))));
+        bail!(Failed(format!(
+            "there is no stream {}; cofferdam streams --all shows what there is",
+            missing.join(", ")
+        )));
     }
     Ok(())
 }
@@ -92,7 +95,7 @@ async fn names(store: &Store, args: &Args, lanes: &BTreeSet<(String, String)>) -
 }
 
 /// The streams that the plugins of all living hosts read and write.
-pub(super) async fn host_streams(store: &Store) -> Result<BTreeSet<String>> {
+pub(super) async fn host_streams(store: &Store) -> Result<BTreeSet<String>, StreamError> {
     let mut names = BTreeSet::new();
     for host in store.hosts().await? {
         for plugin in host.plugins.as_array().into_iter().flatten() {
@@ -209,16 +212,17 @@ fn worth_showing(stream: &Stream) -> bool {
     !stream.name.starts_with(RESERVED_PREFIX) || stream.facts.length > 0
 }
 
+/// One block a stream: names of streams and groups are long, and side by side they would not fit a terminal.
 fn show_groups(streams: &[Stream], now_ms: u64) {
-    let mut readers = table(&["stream", "group", "pending", "parked", "lag", "oldest", "committed", "filtered", "dead"]);
-    for stream in streams.iter().filter(|stream| worth_showing(stream)) {
+    let mut readers = table(&["stream, groups", "pending", "parked", "lag", "oldest", "committed", "filtered", "dead"]);
+    for stream in streams.iter().filter(|stream| worth_showing(stream) && !stream.groups.is_empty()) {
+        readers.add_row([safe(&stream.name)]);
         for group in &stream.groups {
             let settled = |count: fn(&Ledger) -> u64| {
                 group.ledger.as_ref().map_or_else(|| String::from("-"), |ledger| HumanCount(count(ledger)).to_string())
             };
             readers.add_row([
-                safe(&stream.name),
-                safe(&group.info.name),
+                format!("  {}", safe(&group.info.name)),
                 HumanCount(group.info.pending).to_string(),
                 HumanCount(group.parked).to_string(),
                 group.info.lag.map_or_else(|| String::from("?"), |lag| HumanCount(lag).to_string()),
@@ -240,7 +244,8 @@ fn show_alarms(streams: &[Stream]) {
     for stream in streams {
         for group in stream.groups.iter().filter(|group| group.trimmed_unread > 0) {
             let who = safe(&group.info.name);
-            let text = format!("at least {} entries were trimmed before {who} read them", HumanCount(group.trimmed_unread));
+            let text =
+                format!("at least {} entries were trimmed before {who} read them", HumanCount(group.trimmed_unread));
             by_stream.entry(&stream.name).or_default().push(text);
         }
     }
@@ -249,7 +254,9 @@ fn show_alarms(streams: &[Stream]) {
         for alarm in alarms {
             line(&format!("ALARM  {}: {alarm}", safe(stream)));
         }
-        line("       a producer trims this stream (MAXLEN, XTRIM) faster than it is read: raise its limit, or add hosts");
+        line(
+            "       a producer trims this stream (MAXLEN, XTRIM) faster than it is read: raise its limit, or add hosts",
+        );
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use cofferdam_model::EntryId;
 use cofferdam_model::route::check_stream_name;
+use cofferdam_streams::codec::strict_json;
 use cofferdam_streams::{RawEntry, Remedy, Store, StreamError};
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc;
@@ -95,7 +96,8 @@ async fn check_streams(store: &Store, args: &Args) -> Result<()> {
 async fn existing(store: &Store) -> Result<String> {
     const SHOWN: usize = 20;
     let (names, whole) = store.stream_names(100).await?;
-    let names: Vec<String> = names.iter().filter(|name| !name.starts_with("cofferdam:")).map(|name| safe(name)).collect();
+    let names: Vec<String> =
+        names.iter().filter(|name| !name.starts_with("cofferdam:")).map(|name| safe(name)).collect();
     if names.is_empty() {
         return Ok(String::from("there are no streams at all in this Redis"));
     }
@@ -286,12 +288,7 @@ impl Printer {
         let stream = if self.several { format!("{stream}  ") } else { String::new() };
         let who = field(entry, b"cofferdam_plugin").or_else(|| field(entry, b"producer_id")).unwrap_or_default();
         let priority = field(entry, b"priority").unwrap_or_else(|| String::from("-"));
-        let start = format!(
-            "{time}  {stream}{}  {}  {:<12}  ",
-            entry.id,
-            safe_cut(&priority, 4),
-            safe_cut(&who, 20)
-        );
+        let start = format!("{time}  {stream}{}  {}  {:<12}  ", entry.id, safe_cut(&priority, 4), safe_cut(&who, 20));
         let payload = payload_text(entry);
         match self.width {
             // Below some twenty characters a payload says nothing; a long line is better then.
@@ -349,8 +346,11 @@ pub(super) fn fields_lines(fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<String> {
 }
 
 /// Lays JSON text out on lines without changing anything else of it: a parser would round large numbers and sort the names.
-/// Text that is no JSON comes out readable all the same.
+/// Text that is no JSON stays as it is.
 pub(super) fn laid_out(text: &str) -> Vec<String> {
+    if strict_json(text).is_err() {
+        return vec![safe(text)];
+    }
     let (mut lines, mut current, mut depth) = (Vec::new(), String::new(), 0usize);
     let (mut in_string, mut escaped) = (false, false);
     let mut rest = text.trim().chars().peekable();
@@ -408,10 +408,18 @@ mod tests {
     #[test]
     fn json_is_laid_out_without_being_changed() {
         let lines = laid_out(r#"{"b": [1180591620717411303424, NaN], "a": "x, {\"y\"}", "e": {}}"#);
-        let expected =
-            ["{", "  \"b\": [", "    1180591620717411303424,", "    NaN", "  ],", "  \"a\": \"x, {\\\"y\\\"}\",", "  \"e\": {}", "}"];
+        let expected = [
+            "{",
+            "  \"b\": [",
+            "    1180591620717411303424,",
+            "    NaN",
+            "  ],",
+            "  \"a\": \"x, {\\\"y\\\"}\",",
+            "  \"e\": {}",
+            "}",
+        ];
         assert_eq!(lines, expected);
-        assert_eq!(laid_out("]]} \u{1b}[2J"), ["]", "]", "} \\u{1b}[", "  2J"]);
+        assert_eq!(laid_out("{no json} \u{1b}[2J"), ["{no json} \\u{1b}[2J"]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What a well-behaved handler sees and says.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use cofferdam_model::Outcome;
 use cofferdam_sandbox::{Abi, Call, Catalog, Instances, LogLevel, Slot, invoke};
@@ -183,33 +183,34 @@ fn a_swap_under_calls_loses_none_and_each_runs_wholly_under_one_version() {
     assert!(catalog.current("guest").is_none());
     assert!(catalog.swap(Arc::clone(&one)).is_none());
     let stop = AtomicBool::new(false);
-    let seen: Vec<usize> = std::thread::scope(|scope| {
-        let callers: Vec<_> = (0..3)
-            .map(|_| {
-                scope.spawn(|| {
-                    let (mut slot, mut seen) = (Slot::default(), 0);
-                    while !stop.load(Ordering::Relaxed) {
-                        let plugin = catalog.current("guest").expect("there is always a version");
-                        let report = call_in(&plugin, &mut slot, &message("{}"));
-                        let payloads = payloads(&report);
-                        assert_eq!(payloads[0], payloads[1]);
-                        assert_eq!(payloads[0] == "1", Arc::ptr_eq(&plugin, &one));
-                        seen += 1;
-                    }
-                    seen
-                })
-            })
-            .collect();
-        for round in 0..300 {
-            let next = if round % 2 == 0 { &two } else { &one };
-            let before = catalog.swap(Arc::clone(next)).expect("there was one before");
-            assert!(!Arc::ptr_eq(&before, next));
+    let seen = [const { AtomicUsize::new(0) }; 3];
+    std::thread::scope(|scope| {
+        for seen in &seen {
+            let (catalog, stop, one) = (&catalog, &stop, &one);
+            scope.spawn(move || {
+                let mut slot = Slot::default();
+                while !stop.load(Ordering::Relaxed) {
+                    let plugin = catalog.current("guest").expect("there is always a version");
+                    let report = call_in(&plugin, &mut slot, &message("{}"));
+                    let payloads = payloads(&report);
+                    assert_eq!(payloads[0], payloads[1]);
+                    assert_eq!(payloads[0] == "1", Arc::ptr_eq(&plugin, one));
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let began = Instant::now();
+        let mut next = (&two, &one);
+        while seen.iter().any(|calls| calls.load(Ordering::Relaxed) < 300) && began.elapsed() < Duration::from_secs(20)
+        {
+            let before = catalog.swap(Arc::clone(next.0)).expect("there was one before");
+            assert!(Arc::ptr_eq(&before, next.1));
+            next = (next.1, next.0);
             std::thread::sleep(Duration::from_micros(300));
         }
         stop.store(true, Ordering::Relaxed);
-        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
     });
-    assert!(seen.iter().all(|&calls| calls > 20), "{seen:?}");
+    assert!(seen.iter().all(|calls| calls.load(Ordering::Relaxed) >= 300), "{seen:?}");
     assert_eq!(catalog.names(), ["guest"]);
     assert!(catalog.remove("guest").is_some() && catalog.names().is_empty());
 }

@@ -1,7 +1,7 @@
 //! Small guests and what it takes to call them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cofferdam_model::{EntryId, Fault, Message, Outcome, Route};
@@ -257,4 +257,30 @@ pub(crate) fn payloads(report: &Report) -> Vec<&str> {
         Ok(Outcome::Events(events)) => events.iter().map(|event| event.payload.as_str()).collect(),
         other => panic!("no events: {other:?}"),
     }
+}
+
+/// What a call may take beyond its deadline.
+const LATE_MAX: Duration = Duration::from_millis(20);
+/// Tries to see it: on a machine that is busy with something else, this thread itself is late.
+const TRIES: u32 = 20;
+
+/// A call that must be stopped at its deadline, and not before.
+#[allow(clippy::print_stderr, reason = "a measurement, for whoever runs the test with --nocapture")]
+pub(crate) fn stopped_in_time(plugin: &Arc<Plugin>) {
+    // One at a time: two loops beside each other on two cores measure the kernel.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let deadline = plugin.spec().limits.deadline;
+    let mut late = Vec::new();
+    for _ in 0..TRIES {
+        let report = call(plugin);
+        assert_eq!(report.result, Err(Fault::Deadline { deadline }));
+        assert!(report.took >= deadline, "stopped {:?} too early", deadline - report.took);
+        late.push(report.took - deadline);
+        if report.took - deadline <= LATE_MAX {
+            eprintln!("stopped {:?} after the deadline", report.took - deadline);
+            return;
+        }
+    }
+    panic!("always stopped too late: {late:?}");
 }

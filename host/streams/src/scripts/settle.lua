@@ -2,12 +2,16 @@
 -- Carries out commits and dead letters: for each message whose lease still holds, its outputs, then its ack, or nothing.
 --
 -- KEYS: 1 input stream, 2 ledger, 3 park hash, 4 dead letters, 5.. output streams
--- ARGV: group, consumer, first id, last id, ids to scan, delete entries after the ack (0/1), n, then n times
---   id, token, -1, number of fields and values, fields and values          a dead letter
---   id, token, outputs, then for each: key index, number, fields and values   a commit; 0 outputs is a filtered message
+-- ARGV: group, consumer, first id, last id, ids to scan, delete entries after the ack (0/1), now, v, then v times
+--   plugin, digest of the version, digest of its configuration
+-- then n, then n times
+--   id, token, -1, number of fields and values, fields and values                                a dead letter
+--   id, token, number of outputs (0 is a filtered message), version, hops, then for each output    a commit
+--     key index, message id, payload, priority, source, number of further fields and values, fields and values
+-- What is the same for many outputs is sent once: each argument costs Redis more than what is done with it.
 -- Returns n numbers: 1 done, 0 the lease is lost, 2 an output key is not a stream (nothing written for that message).
 local input, ledger, park, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local group, me, n = ARGV[1], ARGV[2], tonumber(ARGV[7])
+local group, me, now = ARGV[1], ARGV[2], ARGV[7]
 
 -- A failed command does not roll back what a script has already written, so every check comes before the first write.
 local unusable = {}
@@ -24,18 +28,23 @@ for _, p in ipairs(redis.call('XPENDING', input, group, ARGV[3], ARGV[4], ARGV[5
 local results, acks = {}, {}
 local committed, filtered, died, outputs = 0, 0, 0, 0
 
--- XADD can still fail on a stream whose last id is the greatest there is. What this message has written goes again then.
-local function add(written, key, from, to)
-  local id = redis.pcall('XADD', key, '*', unpack(ARGV, from, to))
-  if type(id) == 'table' then
-    for _, w in ipairs(written) do redis.call('XDEL', w[1], w[2]) end
-    return false
-  end
-  written[#written + 1] = {key, id}
-  return true
+local versions, a = {}, 9
+for v = 1, tonumber(ARGV[8]) do
+  versions[v] = {ARGV[a], ARGV[a + 1], ARGV[a + 2]}
+  a = a + 3
 end
 
-local a = 8
+-- XADD can still fail on a stream whose last id is the greatest there is: then its reply is an error, a table.
+local function add(key, o, version, hops)
+  local extra = tonumber(ARGV[o + 5])
+  return redis.pcall('XADD', key, '*', 'message_id', ARGV[o + 1], 'payload', ARGV[o + 2], 'priority', ARGV[o + 3],
+    'timestamp', now, 'producer_id', version[1], 'retry_count', '0', 'max_retries', '3',
+    'cofferdam_plugin', version[1], 'cofferdam_digest', version[2], 'cofferdam_config', version[3],
+    'cofferdam_source', ARGV[o + 4], 'cofferdam_hops', hops, unpack(ARGV, o + 6, o + 5 + extra))
+end
+
+local n = tonumber(ARGV[a])
+a = a + 1
 for i = 1, n do
   local id, token, count = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
   a = a + 3
@@ -60,16 +69,21 @@ for i = 1, n do
     results[i] = ok and 1 or 0
     a = a + 1 + size
   else
-    local usable, written, wrote = true, {}, 0
+    local usable, written, version, hops = true, {}, versions[tonumber(ARGV[a])], ARGV[a + 1]
+    a = a + 2
     for o = 1, count do
-      local key, size = tonumber(ARGV[a]) + 4, tonumber(ARGV[a + 1])
+      local key = tonumber(ARGV[a]) + 4
       if unusable[key] then usable = false end
-      if ok and usable then usable = add(written, KEYS[key], a + 2, a + 1 + size) end
-      a = a + 2 + size
+      if ok and usable then
+        local id = add(KEYS[key], a, version, hops)
+        if type(id) == 'table' then usable = false else written[o] = id end
+        written[-o] = KEYS[key]
+      end
+      a = a + 6 + tonumber(ARGV[a + 5])
     end
     if ok and not usable then
       -- An earlier output of the same message may have gone to a good key before the bad one was met.
-      for _, w in ipairs(written) do redis.call('XDEL', w[1], w[2]) end
+      for o, id in ipairs(written) do redis.call('XDEL', written[-o], id) end
       results[i] = 2
     elseif ok then
       if count == 0 then filtered = filtered + 1 else committed = committed + 1 end

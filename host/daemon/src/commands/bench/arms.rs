@@ -94,7 +94,8 @@ pub(crate) fn start(arm: Arm, server: &Server, messages: usize) -> Result<Measur
             let plugins = server.directory.path().join("plugins");
             std::fs::create_dir_all(&plugins)?;
             deploy::place(&plugins, "bench", &candidate)?;
-            let (plugins, data) = (plugins.display().to_string(), server.directory.path().join("data").display().to_string());
+            let (plugins, data) =
+                (plugins.display().to_string(), server.directory.path().join("data").display().to_string());
             Measuree::this_program(&["run", "--redis", url, "--data", &data, "--plugins", &plugins])
         }
         Arm::Python => {
@@ -127,7 +128,12 @@ async fn fill(store: &Store, lines: &[String], messages: usize) -> Result<()> {
 
 /// The seven fields of an entry.
 pub(crate) fn entry<'a>(pipe: &'a mut redis::Pipeline, payload: &str) -> &'a mut redis::Pipeline {
-    pipe.arg("message_id").arg("8f14e45f-ceea-467f-9575-1f0b0f1e2d3c").arg("payload").arg(payload).arg("priority").arg("2");
+    pipe.arg("message_id")
+        .arg("8f14e45f-ceea-467f-9575-1f0b0f1e2d3c")
+        .arg("payload")
+        .arg(payload)
+        .arg("priority")
+        .arg("2");
     pipe.arg("timestamp").arg("2026-11-24T08:00:00.000000").arg("producer_id").arg("bench");
     pipe.arg("retry_count").arg("0").arg("max_retries").arg("3")
 }
@@ -145,7 +151,9 @@ async fn watch(server: &Server, mut process: Measuree, messages: u64) -> Result<
         }
         if count >= messages {
             let cpu = process.cpu();
-            let Some((at, already, cpu_before)) = first else { bail!(Failed(String::from("too few messages to measure"))) };
+            let Some((at, already, cpu_before)) = first else {
+                bail!(Failed(String::from("too few messages to measure")))
+            };
             settled(&server.store, messages).await?;
             return Ok((now - at, count - already, cpu.saturating_sub(cpu_before)));
         }
@@ -201,7 +209,12 @@ pub(crate) async fn native_loop(url: &str, messages: usize) -> Result<()> {
         for (id, payload) in payloads(reply) {
             let output = native_handler(&payload)?;
             pipe.cmd("XADD").arg(OUTPUT).arg("*");
-            pipe.arg("message_id").arg(uuid::Uuid::new_v4().to_string()).arg("payload").arg(output).arg("priority").arg("2");
+            pipe.arg("message_id")
+                .arg(uuid::Uuid::new_v4().to_string())
+                .arg("payload")
+                .arg(output)
+                .arg("priority")
+                .arg("2");
             pipe.arg("timestamp").arg("2026-11-24T08:00:00.000000").arg("producer_id").arg("native");
             pipe.arg("retry_count").arg("0").arg("max_retries").arg("3").ignore();
             ids.push(id);
@@ -222,7 +235,8 @@ pub(crate) async fn native_loop(url: &str, messages: usize) -> Result<()> {
 fn payloads(reply: Value) -> Vec<(Vec<u8>, Vec<u8>)> {
     let list = |value: Value| if let Value::Array(items) = value { items } else { Vec::new() };
     let bytes = |value: Value| if let Value::BulkString(bytes) = value { bytes } else { Vec::new() };
-    let entries = list(reply).into_iter().next().map(list).unwrap_or_default().into_iter().nth(1).map(list).unwrap_or_default();
+    let entries =
+        list(reply).into_iter().next().map(list).unwrap_or_default().into_iter().nth(1).map(list).unwrap_or_default();
     let of = |entry: Value| {
         let mut parts = list(entry).into_iter();
         let id = bytes(parts.next().unwrap_or_default());

@@ -60,7 +60,12 @@ async fn measure_one(arm: Arm, lines: &[String], lasts: Duration, fsync: &str) -
     }
     publishing.await??;
     drop(process);
-    Ok(Latency { arm, p50_us: histogram.value_at_quantile(0.5), p99_us: histogram.value_at_quantile(0.99), max_us: histogram.max() })
+    Ok(Latency {
+        arm,
+        p50_us: histogram.value_at_quantile(0.5),
+        p99_us: histogram.value_at_quantile(0.99),
+        max_us: histogram.max(),
+    })
 }
 
 /// Waits until the host reads: a first message has gone through.
@@ -78,7 +83,12 @@ async fn wait_until_read(store: &Store) -> Result<()> {
     Ok(())
 }
 
-async fn publish(store: Store, lines: Vec<String>, lasts: Duration, meant: Arc<Mutex<HashMap<String, Instant>>>) -> Result<()> {
+async fn publish(
+    store: Store,
+    lines: Vec<String>,
+    lasts: Duration,
+    meant: Arc<Mutex<HashMap<String, Instant>>>,
+) -> Result<()> {
     let began = Instant::now();
     let gap = Duration::from_secs(1) / u32::try_from(RATE).unwrap_or(1);
     let mut number = 0u32;

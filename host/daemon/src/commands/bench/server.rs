@@ -78,7 +78,12 @@ impl Measuree {
 
     pub(crate) fn program(program: &Path, arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(program);
-        command.args(arguments).env("COFFERDAM_LOG", "off").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(arguments)
+            .env("COFFERDAM_LOG", "off")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Ok(Measuree(command.spawn().with_context(|| format!("cannot start {}", program.display()))?))
     }
 
@@ -114,7 +119,8 @@ impl Drop for Measuree {
 fn cpu_of(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command's name may hold spaces; it ends with the last parenthesis.
-    let fields: Vec<&str> = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
     let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
