@@ -1,1 +1,22 @@
+//! One test program; this list says where a new test goes.
 
+/// Inputs that a person, a producer or a plugin can get wrong.
+mod bad_input;
+/// The program as a newcomer uses it.
+mod command_line;
+/// Hosts killed, stopped and resumed under load.
+mod crash;
+/// Loops, and what they do to their neighbours.
+mod deadline;
+/// Every code block of the README and of docs/.
+mod documents;
+/// What becomes of a delivery: every outcome and fault, and what is left in Redis.
+mod life;
+/// The failures of the original pipeline, each by name.
+mod original;
+/// Versions swapped under load, half of them broken.
+mod reload;
+/// Arrows between crates, bans, guests without a test.
+mod tidy;
+/// The inherited wire format, byte for byte, in and out.
+mod wire;

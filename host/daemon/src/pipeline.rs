@@ -19,7 +19,7 @@ use cofferdam_model::verdict::HostState;
 use cofferdam_model::{Delivery, Fault, Message, Outcome, Token, decide};
 use cofferdam_sandbox::{Call, LogLevel, LogLine, Slot};
 use cofferdam_streams::codec::{Origin, take_origin};
-use cofferdam_streams::{Decided, Decoded, Evidence, RawEntry, Subscription, Taken, decode};
+use cofferdam_streams::{Decided, Decoded, Evidence, LaneKeys, RawEntry, Subscription, Taken, decode};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::clock;
@@ -31,12 +31,14 @@ use crate::version::{Seat, Version};
 pub(crate) struct Reader {
     by_stream: HashMap<Arc<str>, Subscription>,
     stream: Arc<str>,
+    is_redrive: bool,
 }
 
 impl Reader {
-    /// For the lane of `stream`, with all of its plugin's subscriptions (a redrive stream carries entries of each).
-    pub(crate) fn new(stream: Arc<str>, subscriptions: impl Iterator<Item = Subscription>) -> Self {
-        Reader { stream, by_stream: subscriptions.map(|sub| (sub.stream.clone(), sub)).collect() }
+    /// For a lane, with all of its plugin's subscriptions (a redrive stream carries entries of each).
+    pub(crate) fn new(keys: &LaneKeys, subscriptions: impl Iterator<Item = Subscription>) -> Self {
+        let by_stream = subscriptions.map(|sub| (sub.stream.clone(), sub)).collect();
+        Reader { stream: keys.stream.clone(), is_redrive: keys.is_redrive(), by_stream }
     }
 
     fn subscription(&self, stream: &str) -> Subscription {
@@ -56,7 +58,8 @@ pub(crate) enum Received {
 pub(crate) fn receive(taken: Taken, reader: &Reader, version: &Version) -> Received {
     let Taken { mut entry, token, attempts, releases } = taken;
     let (entry_id, bytes) = (entry.id, entry.bytes());
-    let origin = take_origin(&mut entry);
+    // Only on a redrive stream, which nobody but the host writes: elsewhere a producer could forge where a message is from.
+    let origin = if reader.is_redrive { take_origin(&mut entry) } else { None };
     let (decoded, redrives, past) = match origin {
         None => {
             let own = reader.by_stream.get(&reader.stream);

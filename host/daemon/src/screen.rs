@@ -58,7 +58,7 @@ pub(crate) fn progress(total: u64, what: &str) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{msg:<22} {bar:32} {human_pos:>9}/{human_len} {per_sec:>12} {eta:>5}")
+    let style = ProgressStyle::with_template("{msg:<16} {bar:24} {human_pos:>9}/{human_len} {eta:>4}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
     bar.set_message(what.to_owned());

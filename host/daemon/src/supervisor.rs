@@ -177,9 +177,12 @@ impl Supervisor {
         for subscribed in manifest.subscribed.iter().chain([&redrive]) {
             let stream = subscribed.subscription.stream.clone();
             let counters = Arc::new(Counters::default());
+            let keys = LaneKeys::new(&stream, &manifest.group);
+            let subscriptions = || manifest.subscribed.iter().map(|sub| sub.subscription.clone());
+            let reader = || Reader::new(&keys, subscriptions());
             let shared = Arc::new(LaneShared {
                 store: self.store.clone(),
-                keys: LaneKeys::new(&stream, &manifest.group),
+                keys: keys.clone(),
                 plugin: manifest.name.as_str().into(),
                 consumer: self.consumer.clone(),
                 seat: seat.clone(),
@@ -189,7 +192,6 @@ impl Supervisor {
                 delivery: self.delivery,
             });
             let (mode, modes) = watch::channel(Mode::Run);
-            let reader = || Reader::new(stream.clone(), manifest.subscribed.iter().map(|sub| sub.subscription.clone()));
             let start = subscribed.start.resolve(clock::now_ms(), self.private_redis);
             let bell = self.bells.listen(&stream);
             let parts = LaneParts { shared: shared.clone(), start, reader: reader(), bell, mode: modes.clone() };

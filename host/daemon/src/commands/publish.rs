@@ -66,10 +66,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "1..4", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=4))]
     priority: u8,
     /// Take the priority from this place in the event; where there is no 1 to 4, --priority holds
-    #[arg(long, value_name = "/POINTER", value_parser = pointer)]
+    #[arg(long, value_name = "POINTER", value_parser = pointer)]
     priority_from: Option<String>,
     /// Take the key (attribute `key`) from this place in the event
-    #[arg(long, value_name = "/POINTER", value_parser = pointer)]
+    #[arg(long, value_name = "POINTER", value_parser = pointer)]
     key_from: Option<String>,
     /// Who publishes, as readers see it
     #[arg(long, value_name = "NAME", default_value = "cofferdam-publish")]

@@ -31,7 +31,7 @@ const EXAMPLES_SHOWN: usize = 5;
 /// is there exactly once, and with all of its siblings; nothing is both committed and dead; nothing vanished without a trace;
 /// every dead letter brings its evidence. Hosts may go on working. Says what cannot be proved, because it was trimmed away.
 /// Ends with exit code 1 when a check is violated.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Only this consumer group
     #[arg(long, value_name = "NAME")]

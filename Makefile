@@ -1,0 +1,48 @@
+# Two commands: `make demo` and `make test`. Both set up what a fresh machine lacks.
+.PHONY: demo test build setup guests check unit end-to-end bench clean
+
+target := $(or $(CARGO_TARGET_DIR),target)
+export CARGO_TARGET_DIR := $(abspath $(target))
+cargo := cargo --quiet
+
+demo: build
+	$(CARGO_TARGET_DIR)/release/cofferdam demo
+
+# Everything that has to hold before a change lands.
+test: check build unit end-to-end
+	@echo "make test: everything passed"
+
+setup:
+	@./deploy/setup.sh
+
+guests: setup
+	@./plugins/build.sh
+
+# The guests first: the program carries them for its demo and its benchmark.
+build: guests
+	cargo build --locked --release -p cofferdam
+
+check: guests
+	cargo fmt --all --check
+	cd plugins && CARGO_TARGET_DIR=target cargo fmt --all --check
+	cargo clippy --locked --release --workspace --all-targets -- -D warnings
+	cd plugins && CARGO_TARGET_DIR=target $(cargo) clippy --locked --all-targets -- -D warnings
+	cargo deny --all-features check --hide-inclusion-graph advisories bans licenses sources
+
+unit: guests
+	cargo test --locked --release -p cofferdam-model -p cofferdam-sandbox -p cofferdam-streams -p cofferdam
+	cd plugins && CARGO_TARGET_DIR=target cargo test --locked --release
+	cd plugins && CARGO_TARGET_DIR=target cargo test --locked --release -p labcheck --features flaky-v1
+
+# The program with the bugs that the tests must catch is built beside the one that users have.
+end-to-end: build
+	cargo build --locked --release -p cofferdam --features mutants
+	cp -f $(CARGO_TARGET_DIR)/release/cofferdam $(CARGO_TARGET_DIR)/release/cofferdam-mutants
+	cargo build --locked --release -p cofferdam
+	cargo test --locked --release -p cofferdam-tests -- --test-threads=$(or $(TEST_THREADS),2)
+
+bench: build
+	$(CARGO_TARGET_DIR)/release/cofferdam bench
+
+clean:
+	rm -rf $(CARGO_TARGET_DIR) plugins/target plugins/dist

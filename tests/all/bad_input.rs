@@ -1,0 +1,171 @@
+use std::fs;
+
+use cofferdam_tests::{Host, Place, Redis, cofferdam, cofferdam_in, errors, program, publish, wait_until};
+
+#[test]
+fn an_unknown_configuration_key_is_named_with_its_place_and_ends_with_2() {
+    let place = Place::new();
+    let file = place.directory.path().join("bad.toml");
+    fs::write(&file, "[redis]\nurl = \"redis://127.0.0.1:1\"\n[delivery]\nleese = \"5s\"\n").unwrap();
+    let output = cofferdam(&["status", "--config", file.to_str().unwrap()]);
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("leese") && text.contains("bad.toml"), "{text}");
+}
+
+#[test]
+fn a_refused_connection_says_where_and_ends_with_3() {
+    let place = Place::new();
+    let data = place.directory.path().join("data");
+    let output = cofferdam_in(
+        place.directory.path(),
+        &["run", "--redis", "redis://127.0.0.1:1", "--data", data.to_str().unwrap()],
+    );
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("127.0.0.1:1") && text.to_lowercase().contains("refused"), "{text}");
+}
+
+#[test]
+fn no_running_host_says_what_to_type_and_ends_with_3() {
+    let place = Place::new();
+    let output = cofferdam_in(place.directory.path(), &["status"]);
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("cofferdam run") && text.contains("--redis"), "{text}");
+}
+
+#[test]
+fn no_server_program_says_how_to_install_one_and_ends_with_3() {
+    let place = Place::new();
+    let output = std::process::Command::new(program())
+        .args(["run", "--data"])
+        .arg(place.directory.path().join("data"))
+        .current_dir(place.directory.path())
+        .env("PATH", place.directory.path())
+        .output()
+        .unwrap();
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("neither redis-server nor valkey-server") && text.contains("install"), "{text}");
+}
+
+#[test]
+fn a_redis_that_may_throw_streams_away_is_refused_with_the_command_that_mends_it() {
+    let (redis, place) = (Redis::start_with(&["--maxmemory-policy", "allkeys-lru"]), Place::new());
+    let data = place.directory.path().join("data");
+    let output =
+        cofferdam_in(place.directory.path(), &["run", "--redis", &redis.url(), "--data", data.to_str().unwrap()]);
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("allkeys-lru") && text.contains("CONFIG SET maxmemory-policy noeviction"), "{text}");
+}
+
+#[test]
+fn a_second_host_on_the_same_data_directory_is_refused() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let first = place.host(&redis, 1);
+    wait_until("the first host is up", || first.data.join("run.json").is_file());
+    let data = first.data.to_str().unwrap();
+    let output = cofferdam_in(place.directory.path(), &["run", "--redis", &redis.url(), "--data", data]);
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("another host is using the data directory"), "{text}");
+}
+
+#[test]
+fn an_unreadable_wasm_is_refused_with_its_step_and_the_live_version_goes_on() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    wait_until("it is live", || host.log().contains("live plugin=\"actor\""));
+    let bad = place.directory.path().join("actor.wasm");
+    fs::write(&bad, b"<html>not found</html>").unwrap();
+    fs::write(bad.with_extension("toml"), "subscribe = [\"stream:in\"]\n").unwrap();
+    let data = host.data.to_str().unwrap();
+    let output = cofferdam(&["deploy", bad.to_str().unwrap(), "--data", data]);
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("refused at the step \"load\"") && text.contains("wasm"), "{text}");
+    // The same by hand, past every check of deploy.
+    place.put("actor", b"<html>not found</html>", "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n");
+    wait_until("the host has refused it", || host.log().contains("refused:"));
+    publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
+    wait_until("the live version goes on", || redis.number(&["XLEN", "stream:out"]) == 1);
+    let output = cofferdam(&["plugins", "--data", data]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("the live version goes on"));
+}
+
+#[test]
+fn a_missing_stream_is_named_with_those_that_are_there() {
+    let redis = Redis::start();
+    redis.cli(&["XADD", "stream:attacks", "*", "payload", "{}"]);
+    let output = cofferdam(&["tail", "stream:atacks", "--no-follow", "--redis", &redis.url()]);
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("stream:atacks") && text.contains("stream:attacks"), "{text}");
+}
+
+#[test]
+fn an_output_key_of_the_wrong_type_costs_that_message_alone() {
+    let (redis, place) = (Redis::start(), Place::new());
+    redis.cli(&["SET", "stream:wrong_type", "I am a string"]);
+    place.put_actor("");
+    let to = |stream: &str, seq: usize| format!(r#"{{"do":"emit","seq":{seq},"to":"{stream}"}}"#);
+    publish(
+        &redis,
+        "stream:in",
+        (0..50).map(|seq| if seq == 25 { to("stream:wrong_type", seq) } else { to("stream:out", seq) }),
+    );
+    let _host = place.host(&redis, 1);
+    wait_until("its neighbours are through", || redis.number(&["XLEN", "stream:out"]) == 49);
+    wait_until("it is a dead letter", || redis.number(&["XLEN", "stream:dead_letter"]) == 1);
+    let letter = redis.cli(&["XRANGE", "stream:dead_letter", "-", "+"]);
+    assert!(letter.contains("\nbad-output-key\n") && letter.contains("stream:wrong_type"), "{letter}");
+    assert_eq!(redis.cli(&["GET", "stream:wrong_type"]), "I am a string");
+}
+
+#[test]
+fn a_line_that_is_not_json_is_refused_with_its_number() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let file = place.directory.path().join("events.jsonl");
+    fs::write(&file, "{\"a\":1}\n{\"a\":2}\n{broken\n{\"a\":4}\n").unwrap();
+    let publish = |more: &[&str]| {
+        let mut arguments = vec!["publish", file.to_str().unwrap(), "--stream", "stream:in"];
+        let url = redis.url();
+        arguments.extend(["--redis", &url]);
+        arguments.extend(more);
+        cofferdam(&arguments)
+    };
+    let stopped = publish(&[]);
+    assert_eq!(stopped.status.code(), Some(1));
+    assert!(errors(&stopped).contains("events.jsonl:3"), "{}", errors(&stopped));
+    assert_eq!(redis.number(&["XLEN", "stream:in"]), 2);
+    let skipped = publish(&["--on-error", "skip"]);
+    assert!(errors(&skipped).contains(":3"), "{}", errors(&skipped));
+    assert_eq!(redis.number(&["XLEN", "stream:in"]), 5);
+}
+
+#[test]
+fn a_redis_that_goes_away_and_comes_back_costs_nothing() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let mut host: Host = place.host(&redis, 1);
+    wait_until("it is live", || host.log().contains("live plugin=\"actor\""));
+    for round in 0..10 {
+        publish(
+            &redis,
+            "stream:in",
+            (0..100).map(|seq| format!(r#"{{"do":"emit","seq":{},"busy_us":100}}"#, round * 100 + seq)),
+        );
+        redis.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    }
+    wait_until("all outputs are there", || redis.number(&["XLEN", "stream:out"]) == 1_000);
+    assert!(host.lives());
+    assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
+    assert_eq!(
+        redis.number(&["HGET", "cofferdam:ledger:stream:in|group:actor", "retried"]),
+        0,
+        "a network fault charged an attempt"
+    );
+}

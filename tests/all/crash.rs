@@ -1,0 +1,188 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use cofferdam_tests::{Host, Place, Redis, comes_true, program, program_with_mutants, publish};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// A small generator of its own, so that a run can be repeated from its seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// What a run under fire left behind.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Left {
+    lost: usize,
+    doubled: usize,
+    partial: usize,
+    innocents: usize,
+    poison_missing: usize,
+    unsettled: u64,
+}
+
+/// Every 500th message is poison: it always traps, and must end among the dead letters. Every 20th fails at its first try.
+fn payload(seq: u64) -> String {
+    match seq {
+        s if s % 500 == 499 => format!(r#"{{"do":"trap","seq":{seq}}}"#),
+        s if s % 20 == 7 => format!(r#"{{"do":"trap-below","n":2,"seq":{seq}}}"#),
+        _ => format!(r#"{{"do":"emit","n":2,"seq":{seq},"busy_us":100}}"#),
+    }
+}
+
+fn outputs_of(seq: u64) -> usize {
+    match seq {
+        s if s % 500 == 499 => 0,
+        s if s % 20 == 7 => 1,
+        _ => 2,
+    }
+}
+
+/// Three hosts share a stream under load. One of them is killed every quarter of a second and starts again at once; now and then
+/// one is stopped for longer than its lease and goes on as a zombie, which is what a fence is for.
+fn under_fire(program: &Path, environment: &[(&str, &str)], kills: u64, seed: u64) -> Left {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("retries = 2\ncrashes = 3\n[backoff]\nbase = \"100ms\"\n");
+    let start = |number: usize| {
+        let data = place.directory.path().join(format!("data{number}"));
+        Host::start(program, &redis.url(), &data, &place.plugins(), environment)
+    };
+    let mut hosts: Vec<Host> = (0..3).map(start).collect();
+    let mut random = Random(seed);
+    let mut published = 0;
+    let mut stopped: Option<(usize, std::time::Instant)> = None;
+    for round in 0..kills {
+        publish(&redis, "stream:in", (published..published + 300).map(payload));
+        published += 300;
+        std::thread::sleep(Duration::from_millis(250));
+        if let Some((at, since)) = stopped
+            && since.elapsed() > Duration::from_secs(4)
+        {
+            hosts[at].signal(Signal::CONT);
+            stopped = None;
+        }
+        let victim = random.below(3) as usize;
+        if stopped.is_some_and(|(at, _)| at == victim) {
+            continue;
+        }
+        if stopped.is_none() && round % 8 == 3 {
+            hosts[victim].signal(Signal::STOP);
+            stopped = Some((victim, std::time::Instant::now()));
+            continue;
+        }
+        std::mem::replace(&mut hosts[victim], start(victim)).kill();
+    }
+    if let Some((at, _)) = stopped {
+        std::thread::sleep(Duration::from_secs(4));
+        hosts[at].signal(Signal::CONT);
+    }
+    let quiet = |redis: &Redis| {
+        let groups = redis.cli(&["XINFO", "GROUPS", "stream:in"]);
+        let lines: Vec<&str> = groups.lines().collect();
+        let of = |name: &str| {
+            lines.iter().position(|line| *line == name).and_then(|at| lines.get(at + 1)?.parse::<u64>().ok())
+        };
+        of("pending").unwrap_or(1) + of("lag").unwrap_or(1)
+    };
+    comes_true(Duration::from_secs(90), || quiet(&redis) == 0);
+    check(&redis, published, quiet(&redis))
+}
+
+fn check(redis: &Redis, published: u64, unsettled: u64) -> Left {
+    let mut left = Left { unsettled, ..Left::default() };
+    let mut seen: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+    for line in redis.cli(&["XRANGE", "stream:out", "-", "+"]).lines().filter(|line| line.starts_with("{\"")) {
+        let event: Value = serde_json::from_str(line).unwrap();
+        *seen.entry((event["seq"].as_u64().unwrap(), event["index"].as_u64().unwrap())).or_default() += 1;
+    }
+    let mut dead: BTreeMap<u64, usize> = BTreeMap::new();
+    for line in
+        redis.cli(&["XRANGE", "stream:dead_letter", "-", "+"]).lines().filter(|line| line.starts_with("{\"do\""))
+    {
+        let original: Value = serde_json::from_str(line).unwrap();
+        *dead.entry(original["seq"].as_u64().unwrap()).or_default() += 1;
+    }
+    left.doubled =
+        seen.values().filter(|count| **count > 1).count() + dead.values().filter(|count| **count > 1).count();
+    for seq in 0..published {
+        let (expected, found) = (outputs_of(seq), seen.range((seq, 0)..(seq + 1, 0)).count());
+        match (expected, found, dead.contains_key(&seq)) {
+            (0, _, false) => left.poison_missing += 1,
+            (0, ..) => {}
+            (_, 0, true) => left.innocents += 1,
+            (_, 0, false) => left.lost += 1,
+            (expected, found, _) if found < expected => left.partial += 1,
+            _ => {}
+        }
+    }
+    println!("published {published}, outputs {}, dead letters {}: {left:?}", seen.len(), dead.len());
+    left
+}
+
+#[test]
+fn a_hundred_kills_under_load_lose_nothing_double_nothing_and_bury_no_innocent() {
+    assert_eq!(under_fire(&program(), &[], 100, 1), Left::default());
+}
+
+#[test]
+fn the_same_test_sees_doubles_when_the_fence_is_removed() {
+    let left = under_fire(&program_with_mutants(), &[("COFFERDAM_MUTANT", "no-fence")], 40, 1);
+    assert!(left.doubled > 0, "without the fence nothing was doubled: this test proves nothing");
+}
+
+#[test]
+fn two_processes_share_the_load_and_each_does_a_part_of_it() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("concurrency = 1\n");
+    let _hosts = [place.host(&redis, 1), place.host(&redis, 2)];
+    cofferdam_tests::wait_until("both are there", || {
+        redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]).lines().count() == 2
+    });
+    cofferdam_tests::wait_until("the group is there", || {
+        redis.cli(&["XINFO", "GROUPS", "stream:in"]).contains("group:actor")
+    });
+    let total = 3_000;
+    for chunk in 0..30 {
+        publish(
+            &redis,
+            "stream:in",
+            (chunk * 100..(chunk + 1) * 100).map(|seq| format!(r#"{{"do":"emit","seq":{seq},"busy_us":500}}"#)),
+        );
+    }
+    cofferdam_tests::wait_until("all outputs are there", || redis.number(&["XLEN", "stream:out"]) >= total);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(redis.number(&["XLEN", "stream:out"]), total);
+    cofferdam_tests::wait_until("both have reported their part", || {
+        let keys = redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]);
+        let parts: Vec<u64> = keys
+            .lines()
+            .map(|key| {
+                let report: Value = serde_json::from_str(&redis.cli(&["--raw", "GET", key])).unwrap_or_default();
+                report["plugins"][0]["counts"]["committed"].as_u64().unwrap_or(0)
+            })
+            .collect();
+        parts.len() == 2 && parts.iter().all(|part| *part > 100) && parts.iter().sum::<u64>() == total
+    });
+}
+
+#[test]
+fn a_stopping_host_finishes_or_gives_back_what_it_holds_and_charges_nothing() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("concurrency = 1\n");
+    publish(&redis, "stream:in", (0..400).map(|seq| format!(r#"{{"do":"emit","seq":{seq},"busy_us":5000}}"#)));
+    let first = place.host(&redis, 1);
+    cofferdam_tests::wait_until("it is at work", || redis.number(&["XLEN", "stream:out"]) > 10);
+    let took = first.stop();
+    assert!(took < Duration::from_secs(6), "it took {took:?} to stop");
+    let consumers = redis.cli(&["XINFO", "CONSUMERS", "stream:in", "group:actor"]);
+    let _second = place.host(&redis, 2);
+    cofferdam_tests::wait_until("the next host has done the rest", || redis.number(&["XLEN", "stream:out"]) == 400);
+    assert_eq!(redis.number(&["HGET", "cofferdam:ledger:stream:in|group:actor", "retried"]), 0, "{consumers}");
+    assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
+}
