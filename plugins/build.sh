@@ -47,6 +47,7 @@ remap_paths() {
   cargo fetch --locked --quiet
   RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$(rustc --print sysroot)/lib/rustlib/src/rust=rust"
   RUSTFLAGS+=" --remap-path-prefix=/usr/lib/rustlib/src/rust=rust"
+  RUSTFLAGS+=" --remap-path-prefix=$(cd .. && pwd)=."
   for crates in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
     RUSTFLAGS+=" --remap-path-prefix=${crates%/}=crates"
   done

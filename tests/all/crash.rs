@@ -32,7 +32,7 @@ fn payload(seq: u64) -> String {
     match seq {
         s if s % 500 == 499 => format!(r#"{{"do":"trap","seq":{seq}}}"#),
         s if s % 20 == 7 => format!(r#"{{"do":"trap-below","n":2,"seq":{seq}}}"#),
-        _ => format!(r#"{{"do":"emit","n":2,"seq":{seq},"busy_us":100}}"#),
+        _ => format!(r#"{{"do":"emit","n":2,"seq":{seq},"busy_us":1500}}"#),
     }
 }
 
@@ -44,7 +44,7 @@ fn outputs_of(seq: u64) -> usize {
     }
 }
 
-/// Three hosts share a stream under load. One of them is killed every quarter of a second and starts again at once; now and then
+/// Three hosts share a stream under load. Several times a second one of them is killed and starts again at once; now and then
 /// one is stopped for longer than its lease and goes on as a zombie, which is what a fence is for.
 fn under_fire(program: &Path, environment: &[(&str, &str)], kills: u64, seed: u64) -> Left {
     let (redis, place) = (Redis::start(), Place::new());
@@ -57,10 +57,15 @@ fn under_fire(program: &Path, environment: &[(&str, &str)], kills: u64, seed: u6
     let mut random = Random(seed);
     let mut published = 0;
     let mut stopped: Option<(usize, std::time::Instant)> = None;
-    for round in 0..kills {
-        publish(&redis, "stream:in", (published..published + 300).map(payload));
-        published += 300;
-        std::thread::sleep(Duration::from_millis(250));
+    let (mut killed, mut zombies) = (0, 0);
+    for round in 0.. {
+        if killed == kills {
+            break;
+        }
+        publish(&redis, "stream:in", (published..published + 200).map(payload));
+        published += 200;
+        // At any moment of the work, and mostly in its midst.
+        std::thread::sleep(Duration::from_millis(40 + random.below(250)));
         if let Some((at, since)) = stopped
             && since.elapsed() > Duration::from_secs(4)
         {
@@ -74,8 +79,10 @@ fn under_fire(program: &Path, environment: &[(&str, &str)], kills: u64, seed: u6
         if stopped.is_none() && round % 8 == 3 {
             hosts[victim].signal(Signal::STOP);
             stopped = Some((victim, std::time::Instant::now()));
+            zombies += 1;
             continue;
         }
+        killed += 1;
         std::mem::replace(&mut hosts[victim], start(victim)).kill();
     }
     if let Some((at, _)) = stopped {
@@ -91,6 +98,7 @@ fn under_fire(program: &Path, environment: &[(&str, &str)], kills: u64, seed: u6
         of("pending").unwrap_or(1) + of("lag").unwrap_or(1)
     };
     comes_true(Duration::from_secs(90), || quiet(&redis) == 0);
+    println!("{killed} hosts killed, {zombies} stopped for longer than their lease");
     check(&redis, published, quiet(&redis))
 }
 

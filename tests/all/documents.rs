@@ -48,7 +48,8 @@ fn documents() -> Vec<PathBuf> {
 
 fn run(document: &Path) {
     let directory = TempDir::new().unwrap();
-    let path = format!("{}:{}", program().parent().unwrap().display(), std::env::var("PATH").unwrap_or_default());
+    let inherited = std::env::var_os("PATH").unwrap_or_default();
+    let path = format!("{}:{}", program().parent().unwrap().display(), inherited.to_string_lossy());
     let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n");
     for block in blocks(document) {
         match block.language.as_str() {

@@ -65,7 +65,7 @@ async fn every_outcome_and_fault_ends_where_it_belongs_with_its_code_and_evidenc
     assert_eq!(by_act.len(), 8);
     let trap = by_act.get("trap").unwrap();
     assert!(trap.log_tail.contains("the payload says trap"), "the panic's words are lost: {:?}", trap.log_tail);
-    assert!(trap.trap.contains("actor"), "the backtrace names no function of the guest: {:?}", trap.trap);
+    assert!(trap.trap.contains("handle"), "the backtrace names no function of the guest: {:?}", trap.trap);
     assert_eq!(redis.number(&["XLEN", "stream:out"]), 1);
 
     let store = redis.store().await;

@@ -90,11 +90,6 @@ impl Host {
         Ok(Host { store, url, consumer, config, supervisor, redis, _lock: lock, stop, tasks })
     }
 
-    /// What this host says of its plugins.
-    pub(crate) fn report(&self) -> Vec<crate::supervisor::PluginReport> {
-        self.supervisor.report()
-    }
-
     /// Stops: nothing new is read, what is under way is finished or given back, the private Redis is last.
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(true);

@@ -154,10 +154,7 @@ impl Supervisor {
             past = stop(running).await;
         }
         let mut inner = self.locked();
-        if !inner.running.contains_key(&name) {
-            let running = self.start(version, past);
-            inner.running.insert(name, running);
-        }
+        inner.running.entry(name).or_insert_with(|| self.start(version, past));
         drop(inner);
         self.changed();
     }

@@ -90,7 +90,7 @@ pub(crate) fn admit(engine: &Engine, config: &Config, candidate: &Candidate) -> 
 }
 
 /// The smaller of what the manifest requests and what the operator grants; a stream or a mode that is not granted is refused.
-fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Refusal> {
+pub(crate) fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Refusal> {
     let policy = config.policy(&manifest.name);
     let name = &manifest.name;
     for (verb, key, streams, patterns) in [
@@ -119,7 +119,7 @@ fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Refusal> {
     Ok(Limits {
         memory_bytes: manifest.limits.memory_bytes.min(policy.memory_bytes),
         deadline: manifest.limits.deadline.min(policy.deadline),
-        ..manifest.limits.clone()
+        ..manifest.limits
     })
 }
 

@@ -1,7 +1,7 @@
 //! The sandbox: compiles plugins, runs one message through one plugin under hard limits, and says what came of it.
 //!
 //! ```text
-//!  bytes ──Plugin::load──▶ Plugin ──Catalog──▶ Arc<Plugin> ─┐
+//!  bytes ──Plugin::load──▶ Plugin ──────────▶ Arc<Plugin> ──┐
 //!                                                           ├─invoke──▶ Report { Outcome or Fault, time, memory, log }
 //!  Workers (threads of one plugin) ──Slot──▶ Message ───────┘
 //! ```
@@ -11,13 +11,13 @@
 //! (digest, stream, id, attempt, recorded start); and no message meets the instance of another unless the plugin asks for it.
 //!
 //! This crate never touches Redis, a file or the network, and it never reads the wall clock. It decides nothing about
-//! retries. Read in this order: [`engine`], [`plugin`], [`catalog`], `store`, `imports` and `wasi`, [`invoke`], `command`,
+//! retries. Read in this order: [`engine`], [`plugin`], [`describe`], `store`, `imports` and `wasi`, [`invoke`], `command`,
 //! [`workers`].
 
 mod bindings;
-pub mod catalog;
 mod command;
 mod console;
+pub mod describe;
 pub mod engine;
 pub mod error;
 mod imports;
@@ -29,7 +29,7 @@ mod time;
 mod wasi;
 pub mod workers;
 
-pub use catalog::Catalog;
+pub use describe::{Description, describe};
 pub use engine::{Engine, EngineConfig};
 pub use error::{LoadError, SandboxError};
 pub use invoke::{Call, LogLevel, LogLine, Report, Slot, invoke};

@@ -1,6 +1,6 @@
 //! Bytes to a compiled, linked, type-checked [`Plugin`]. Everything that can fail early fails here, with words that help.
 //!
-//! Which plugin is live is `catalog.rs`'s business; calling one is `invoke.rs`'s. Nothing here reads a file.
+//! Which plugin is live is the caller's business; calling one is `invoke.rs`'s. Nothing here reads a file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -215,13 +215,13 @@ impl Plugin {
     }
 }
 
-enum Kind {
+pub(crate) enum Kind {
     Component,
     Module,
 }
 
 /// What the bytes are, by their head. Only WebAssembly ever reaches the compiler, and nothing compiled elsewhere is loaded.
-fn kind(bytes: &[u8]) -> Result<Kind, LoadError> {
+pub(crate) fn kind(bytes: &[u8]) -> Result<Kind, LoadError> {
     let not = |found: &str| Err(LoadError::NotWasm { found: found.to_owned() });
     match bytes {
         [] => not("the file is empty"),
@@ -338,7 +338,7 @@ fn no_handler(exports: &[String]) -> LoadError {
 }
 
 /// Whether an import of a component is one that the host offers, by its name.
-fn check_import(name: &str) -> Result<(), LoadError> {
+pub(crate) fn check_import(name: &str) -> Result<(), LoadError> {
     const WASI: [&str; 6] =
         ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
     const OWN: [&str; 3] = ["cofferdam:plugin/types", "cofferdam:plugin/log", "cofferdam:plugin/config"];
@@ -383,7 +383,7 @@ fn module(engine: &Engine, wasm: &[u8], spec: &PluginSpec) -> Result<Code, LoadE
     Ok(Code::Start(pre))
 }
 
-fn compile_error(error: wasmtime::Error) -> LoadError {
+pub(crate) fn compile_error(error: wasmtime::Error) -> LoadError {
     LoadError::Compile { text: chain(&error), source: error.into() }
 }
 

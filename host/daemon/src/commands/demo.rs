@@ -246,11 +246,19 @@ async fn show_one(store: &Store) -> Result<()> {
         ("command", command.to_owned()),
         ("code", format!("{} after {tries} tries, version {}", letter.code, deploy::short(&letter.digest))),
         ("said", panic),
-        ("trapped in", letter.trap.lines().next().unwrap_or("an unnamed function").trim().to_owned()),
+        ("trapped in", own_frame(&letter.trap)),
     ] {
         screen::line(&format!("   {name:<11} {}", safe_cut(&text, 96)));
     }
     Ok(())
+}
+
+/// The innermost frame that is not the standard library's way to abort.
+fn own_frame(trap: &str) -> String {
+    let machinery = ["abort", "std::", "core::", "__rust", "rust_panic"];
+    let own = trap.lines().find(|frame| !machinery.iter().any(|word| frame.contains(word)));
+    let frame = own.or_else(|| trap.lines().next()).unwrap_or("an unnamed function");
+    frame.split_once(": ").map_or(frame, |(_, name)| name).to_owned()
 }
 
 async fn redrive(store: &Store) -> Result<()> {

@@ -48,7 +48,8 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         screen::line(&format!("no plugins; drop NAME.wasm and NAME.toml into {place}, or: cofferdam deploy NAME.wasm"));
         return Ok(());
     }
-    let mut table = screen::table(&["plugin", "state", "version", "reads", "emits", "handled", "failed", "host"]);
+    let mut table =
+        screen::table(&["plugin", "state", "version", "reads", "emits", "handled", "failed", "in flight", "host"]);
     for (host, report) in &rows {
         let counts = &report.counts;
         table.add_row(vec![
@@ -59,6 +60,7 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
             safe(&report.emit.join(" ")),
             (counts.committed + counts.filtered).to_string(),
             (counts.retried + counts.dead).to_string(),
+            counts.in_flight().to_string(),
             safe_cut(host, 24),
         ]);
     }

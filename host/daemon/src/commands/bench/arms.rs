@@ -203,7 +203,7 @@ pub(crate) async fn native_loop(url: &str, messages: usize) -> Result<()> {
     });
     let mut done = 0;
     while let Some(reply) = batches.recv().await {
-        let mut pipe = redis::pipe();
+        let mut pipe = redis::Pipeline::with_capacity(COUNT + 1);
         pipe.atomic();
         let mut ids = Vec::with_capacity(COUNT);
         for (id, payload) in payloads(reply) {
