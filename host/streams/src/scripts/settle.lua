@@ -69,21 +69,21 @@ for i = 1, n do
     results[i] = ok and 1 or 0
     a = a + 1 + size
   else
-    local usable, written, version, hops = true, {}, versions[tonumber(ARGV[a])], ARGV[a + 1]
+    local usable, version, hops = true, versions[tonumber(ARGV[a])], ARGV[a + 1]
+    local written = count > 1 and {}
     a = a + 2
     for o = 1, count do
       local key = tonumber(ARGV[a]) + 4
       if unusable[key] then usable = false end
       if ok and usable then
         local id = add(KEYS[key], a, version, hops)
-        if type(id) == 'table' then usable = false else written[o] = id end
-        written[-o] = KEYS[key]
+        if type(id) == 'table' then usable = false elseif written then written[o] = {KEYS[key], id} end
       end
       a = a + 6 + tonumber(ARGV[a + 5])
     end
     if ok and not usable then
       -- An earlier output of the same message may have gone to a good key before the bad one was met.
-      for o, id in ipairs(written) do redis.call('XDEL', written[-o], id) end
+      for _, w in ipairs(written or {}) do redis.call('XDEL', w[1], w[2]) end
       results[i] = 2
     elseif ok then
       if count == 0 then filtered = filtered + 1 else committed = committed + 1 end
