@@ -27,7 +27,8 @@ check: guests
 	cd plugins && CARGO_TARGET_DIR=target cargo fmt --all --check
 	cargo clippy --locked --release --workspace --all-targets -- -D warnings
 	cd plugins && CARGO_TARGET_DIR=target $(cargo) clippy --locked --all-targets -- -D warnings
-	cargo deny --all-features check --hide-inclusion-graph advisories bans licenses sources
+	cargo deny --all-features check --hide-inclusion-graph bans licenses sources
+	@./deploy/advisories.sh
 
 unit: guests
 	cargo test --locked --release -p cofferdam-model -p cofferdam-sandbox -p cofferdam-streams -p cofferdam

@@ -40,5 +40,5 @@ fi
 
 if [[ "${1:-}" != --run-only ]] && ! command -v cargo-deny >/dev/null; then
   echo "setup: installing cargo-deny (some minutes, once)"
-  CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/cargo-deny" cargo install --quiet --locked cargo-deny
+  CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/cargo-deny" cargo install --quiet --locked cargo-deny@0.19.0
 fi

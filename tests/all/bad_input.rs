@@ -92,8 +92,10 @@ fn an_unreadable_wasm_is_refused_with_its_step_and_the_live_version_goes_on() {
     wait_until("the host has refused it", || host.log().contains("refused:"));
     publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
     wait_until("the live version goes on", || redis.number(&["XLEN", "stream:out"]) == 1);
-    let output = cofferdam(&["plugins", "--data", data]);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("the live version goes on"));
+    wait_until("the host's report says so", || {
+        let output = cofferdam(&["plugins", "--data", data]);
+        String::from_utf8_lossy(&output.stdout).contains("the live version goes on")
+    });
 }
 
 #[test]

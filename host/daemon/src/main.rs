@@ -27,10 +27,6 @@ use clap::Parser;
 
 use crate::cli::{Cli, Verb};
 
-// Message-sized allocations on several threads: measured 1.1 times the system allocator's throughput.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     init_log(&cli.verb);

@@ -19,9 +19,6 @@ use std::time::{Duration, Instant};
 use cofferdam_model::{EntryId, Message, Outcome, Route};
 use cofferdam_sandbox::{Call, Digest, Engine, EngineConfig, Instances, Limits, Plugin, PluginSpec, Slot, invoke};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Calls of one measurement.
 const CALLS: u32 = 20_000;
 
