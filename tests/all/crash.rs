@@ -32,7 +32,7 @@ fn payload(seq: u64) -> String {
     match seq {
         s if s % 500 == 499 => format!(r#"{{"do":"trap","seq":{seq}}}"#),
         s if s % 20 == 7 => format!(r#"{{"do":"trap-below","n":2,"seq":{seq}}}"#),
-        _ => format!(r#"{{"do":"emit","n":2,"seq":{seq},"busy_us":1500}}"#),
+        _ => format!(r#"{{"do":"emit","n":2,"seq":{seq},"busy_us":2000}}"#),
     }
 }
 

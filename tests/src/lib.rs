@@ -196,8 +196,8 @@ pub struct Host {
     log: PathBuf,
 }
 
-/// A configuration for tests: leases run out soon.
-pub const QUICK: &str = "[delivery]\nlease = \"2s\"\ngrace = \"5s\"\n";
+/// A configuration for tests: leases run out soon, and no output is trimmed before it has been counted.
+pub const QUICK: &str = "[delivery]\nlease = \"2s\"\ngrace = \"5s\"\n[streams.\"stream:out\"]\nkeep = 10000000\n[streams.\"stream:in\"]\nkeep = 10000000\n";
 
 impl Host {
     /// Starts `program run`.

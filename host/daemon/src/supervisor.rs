@@ -166,6 +166,8 @@ impl Supervisor {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let threads = manifest.concurrency.unwrap_or(cores);
         let workers = Arc::new(Workers::new(&manifest.name, threads, run));
+        // Suspects do not wait behind what the lane has read ahead: theirs is a thread of its own, one at a time.
+        let apart = Arc::new(Workers::new(&manifest.name, 1, run));
         let redrive = Subscribed {
             subscription: cofferdam_streams::Subscription::plain(&redrive_stream(&manifest.group)),
             start: StartRule::Oldest,
@@ -192,7 +194,7 @@ impl Supervisor {
             let start = subscribed.start.resolve(clock::now_ms(), self.private_redis);
             let bell = self.bells.listen(&stream);
             let parts = LaneParts { shared: shared.clone(), start, reader: reader(), bell, mode: modes.clone() };
-            let suspects = Suspects { shared, reader: reader(), mode: modes };
+            let suspects = Suspects { shared, workers: apart.clone(), reader: reader(), mode: modes };
             let tasks = vec![tokio::spawn(Lane::new(parts).run()), tokio::spawn(suspects.run())];
             lanes.insert(stream.to_string(), RunningLane { mode, counters, tasks });
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cofferdam_model::Verdict;
+use cofferdam_sandbox::Workers;
 use cofferdam_streams::{Decided, SettleContext, StreamError, TakeFor, Taken};
 use tokio::sync::{mpsc, watch};
 
@@ -21,6 +22,8 @@ const CONSUMER_KEPT_LEASES: u32 = 120;
 /// Looks for suspects of one lane until told to stop.
 pub(crate) struct Suspects {
     pub(crate) shared: Arc<LaneShared>,
+    /// The thread that suspects run on, apart from the lane's.
+    pub(crate) workers: Arc<Workers<Job>>,
     pub(crate) reader: Reader,
     pub(crate) mode: watch::Receiver<Mode>,
 }
@@ -89,7 +92,7 @@ impl Suspects {
                 let job =
                     Job { deliveries: vec![delivery], seat: shared.seat.clone(), reply, stopping: stopping.clone() };
                 // No thread to be had: it stays pending, and its lease runs out again.
-                if shared.workers.submit(job).is_err() {
+                if self.workers.submit(job).is_err() {
                     return Ok(());
                 }
                 let mut heartbeat = tokio::time::interval(shared.delivery.lease / 3);
