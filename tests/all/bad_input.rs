@@ -171,3 +171,20 @@ fn a_redis_that_goes_away_and_comes_back_costs_nothing() {
         "a network fault charged an attempt"
     );
 }
+
+#[test]
+fn a_subscription_to_a_key_that_is_no_stream_does_not_stop_the_others() {
+    let (redis, place) = (Redis::start(), Place::new());
+    redis.cli(&["SET", "stream:not_one", "a string"]);
+    let bad = "name = \"bad\"\nsubscribe = [\"stream:not_one\"]\nemit = []\n";
+    place.put("bad", &cofferdam_tests::guest("test/actor.wasm"), bad);
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    wait_until("the bad one says why it does not read", || {
+        host.log().contains("stream:not_one") && host.log().contains("WRONGTYPE")
+    });
+    for round in 1..=3 {
+        publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
+        wait_until("its neighbour goes on", || redis.number(&["XLEN", "stream:out"]) == round);
+    }
+}

@@ -41,10 +41,20 @@ impl Bells {
         let mut doorbell = Doorbell::new();
         let mut pause = Duration::from_millis(100);
         let mut connection = None;
+        let mut troubled = false;
         loop {
-            let streams = self.streams();
+            let mut streams = self.streams();
+            if troubled {
+                // One key that is no stream fails the read of all: it is left out for as long as it is one.
+                let all = streams.len();
+                streams = usable(&store, streams).await;
+                troubled = streams.len() < all;
+            }
             if streams.is_empty() {
-                self.more.notified().await;
+                tokio::select! {
+                    () = self.more.notified() => {}
+                    () = tokio::time::sleep(Duration::from_secs(2)), if troubled => {}
+                }
                 continue;
             }
             let open = match connection.take() {
@@ -71,6 +81,8 @@ impl Bells {
                         tracing::debug!(%error, "the doorbell lost its connection");
                         // After a gap nobody knows what has come in: everybody looks.
                         doorbell = Doorbell::new();
+                        troubled = true;
+                        self.streams().iter().for_each(|stream| self.ring(stream));
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(Duration::from_secs(2));
                     }
@@ -80,4 +92,16 @@ impl Bells {
             }
         }
     }
+}
+
+/// The streams among some keys, and those that are not there yet.
+async fn usable(store: &Store, keys: Vec<Arc<str>>) -> Vec<Arc<str>> {
+    let mut usable = Vec::with_capacity(keys.len());
+    for key in keys {
+        let kind = store.key_type(&key).await;
+        if kind.is_ok_and(|kind| kind == "stream" || kind == "none") {
+            usable.push(key);
+        }
+    }
+    usable
 }

@@ -137,7 +137,9 @@ impl Folder {
         tracing::warn!(plugin, "its file is gone from the folder: paused, nothing is dropped");
         self.memory.remove(name);
         self.supervisor.pause(&plugin);
-        true
+        // Whoever was refused because the name was taken may have it now.
+        self.memory.values_mut().filter(|memory| memory.plugin.is_none()).for_each(|memory| memory.tried = None);
+        false
     }
 
     /// Looks at one plugin's files. Gives back whether they are settled.
@@ -188,6 +190,10 @@ impl Folder {
         if !has_manifest {
             let text = missing_manifest(name);
             tracing::warn!(plugin = name, "{text}");
+            // What ran under the manifest that is gone reads nothing new without it.
+            if let Some(plugin) = self.memory.get(name).and_then(|memory| memory.plugin.clone()) {
+                self.supervisor.pause(&plugin);
+            }
             self.supervisor.note(name, true, text, Digest::of(&candidate.wasm).to_string());
             return;
         }
@@ -228,8 +234,13 @@ impl Folder {
     async fn install(&mut self, name: &str, version: Version) {
         let plugin = version.manifest.name.clone();
         tracing::info!(plugin, digest = version.stamp.digest, "live");
-        if let Some(memory) = self.memory.get_mut(name) {
-            memory.plugin = Some(plugin);
+        let before = self.memory.get_mut(name).and_then(|memory| memory.plugin.replace(plugin.clone()));
+        if let Some(before) = before.filter(|before| *before != plugin) {
+            tracing::warn!(
+                plugin = before,
+                "its manifest gives it the name {plugin} now: what ran under the old name is paused"
+            );
+            self.supervisor.pause(&before);
         }
         self.supervisor.install(version).await;
     }

@@ -79,7 +79,7 @@ struct RunningPlugin {
 }
 
 /// What is known of a plugin that has no live version, or whose newest candidate was refused.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Note {
     waiting: bool,
     detail: String,
@@ -203,8 +203,11 @@ impl Supervisor {
 
     /// A candidate was found and is not run. A live version goes on.
     pub(crate) fn note(&self, name: &str, waiting: bool, detail: String, candidate: String) {
-        self.locked().notes.insert(name.to_owned(), Note { waiting, detail, candidate });
-        self.changed();
+        let note = Note { waiting, detail, candidate };
+        // The same look at the same file says the same again; that is no news.
+        if self.locked().notes.insert(name.to_owned(), note.clone()).as_ref() != Some(&note) {
+            self.changed();
+        }
     }
 
     /// The files of a plugin are gone: nothing new is read, nothing is dropped.

@@ -52,16 +52,17 @@ impl Suspects {
     async fn round(&self) -> Result<(), StreamError> {
         let shared = &self.shared;
         for consumer in shared.store.consumers(&shared.keys).await? {
-            let reserved = consumer.name.starts_with('~');
-            if reserved || *consumer.name == *shared.consumer {
+            if consumer.name.starts_with('~') {
                 continue;
             }
+            let own = *consumer.name == *shared.consumer;
             if consumer.pending == 0 {
-                if consumer.idle > shared.delivery.lease * CONSUMER_KEPT_LEASES {
+                if !own && consumer.idle > shared.delivery.lease * CONSUMER_KEPT_LEASES {
                     shared.store.drop_consumer(&shared.keys.stream, &shared.keys.group, &consumer.name).await?;
                 }
                 continue;
             }
+            // One's own entries too: the lane renews what it knows of, so an old one came in a reply that was lost.
             while *self.mode.borrow() == Mode::Run && shared.seat.current().is_some() {
                 let stamp = clock::iso(clock::now_ms());
                 let me = TakeFor { consumer: &shared.consumer, plugin: &shared.plugin, now: &stamp };

@@ -34,6 +34,6 @@ pub use ledger::{Ledger, Tally};
 pub use presence::HostReport;
 pub use record::read as read_record;
 pub use settle::{Decided, Evidence, SettleContext, Settled, VersionStamp, output_id};
-pub use store::{Limits, ServerFacts, Store};
+pub use store::{ServerFacts, Store};
 pub use survey::{Cut, LaneFacts, PendingEntry, StreamFacts};
 pub use trim::{Retention, Trimmed};

@@ -16,21 +16,6 @@ use crate::scripts::Scripts;
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Bounds of what is taken from Redis and put into it in one call.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Messages in one settle: beyond it Redis is busy for too long at a time.
-    pub settle_messages: usize,
-    /// Bytes in one settle.
-    pub settle_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits { settle_messages: 256, settle_bytes: 1 << 20 }
-    }
-}
-
 /// What a server says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerFacts {
@@ -61,6 +46,16 @@ pub struct Store {
     pub(crate) scripts: Arc<Scripts>,
 }
 
+/// How every connection of a store behaves. A broken one is opened again by itself; what was under way on it fails.
+fn connection_config() -> ConnectionManagerConfig {
+    ConnectionManagerConfig::new()
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_min_delay(Duration::from_millis(50))
+        .set_max_delay(Duration::from_secs(1))
+        .set_number_of_retries(2)
+}
+
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("at", &self.client.get_connection_info().addr().to_string()).finish()
@@ -75,12 +70,7 @@ impl Store {
     /// [`StreamError::Rejected`] when the url cannot be read.
     pub async fn connect(url: &str) -> Result<Self, StreamError> {
         let client = redis::Client::open(url)?;
-        let config = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(RESPONSE_TIMEOUT))
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_min_delay(Duration::from_millis(50))
-            .set_max_delay(Duration::from_secs(1))
-            .set_number_of_retries(2);
+        let config = connection_config();
         let reads = client.get_connection_manager_with_config(config.clone()).await?;
         let writes = client.get_connection_manager_with_config(config).await?;
         Ok(Store { reads, writes, client, scripts: Arc::new(Scripts::new()) })
@@ -266,12 +256,6 @@ impl Store {
     /// # Errors
     /// Whatever the connection attempt gives.
     pub async fn further_connection(&self) -> Result<ConnectionManager, StreamError> {
-        let config = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(RESPONSE_TIMEOUT))
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_min_delay(Duration::from_millis(50))
-            .set_max_delay(Duration::from_secs(1))
-            .set_number_of_retries(2);
-        Ok(self.client.get_connection_manager_with_config(config).await?)
+        Ok(self.client.get_connection_manager_with_config(connection_config()).await?)
     }
 }

@@ -20,8 +20,9 @@ for _, p in ipairs(found) do
   else
     -- XCLAIM would drop the pending entry of a payload that is gone without a word, so it is not asked.
     local copy = redis.call('HGET', park, id .. ':entry')
-    if copy then
-      local fields = cmsgpack.unpack(copy)
+    local fields = copy and cmsgpack.unpack(copy)
+    -- More fields than one command can carry are not saved; the tombstone says so.
+    if fields and #fields < 7000 then
       if input ~= redrive then
         for _, extra in ipairs({input, 'cofferdam_stream', id, 'cofferdam_id'}) do table.insert(fields, 1, extra) end
       end

@@ -22,23 +22,37 @@ mod guest {
 
     impl Guest for Actor {
         fn handle(message: Message) -> Result<Vec<Event>, Failure> {
-            let order: Value = serde_json::from_str(&message.payload).map_err(|error| Failure::Reject(error.to_string()))?;
+            let order: Value =
+                serde_json::from_str(&message.payload).map_err(|error| Failure::Reject(error.to_string()))?;
             let number = |name: &str| order.get(name).and_then(Value::as_u64).unwrap_or(0);
             busy(number("busy_us"));
             let to = order.get("to").and_then(Value::as_str).unwrap_or("stream:out");
             match order.get("do").and_then(Value::as_str).unwrap_or("emit") {
                 "emit" => {
                     let version = config::get("version").unwrap_or_default();
-                    let one = |index| event(to, json!({"src": message.id, "seq": order.get("seq"), "index": index, "version": version}).to_string());
+                    let one = |index| {
+                        event(
+                            to,
+                            json!({"src": message.id, "seq": order.get("seq"), "index": index, "version": version})
+                                .to_string(),
+                        )
+                    };
                     Ok((0..order.get("n").and_then(Value::as_u64).unwrap_or(1)).map(one).collect())
                 }
                 "trap" => panic!("the payload says trap"),
-                "trap-below" if u64::from(message.attempt) < number("n") => panic!("attempt {} is below {}", message.attempt, number("n")),
-                "trap-below" => Ok(vec![event(to, json!({"src": message.id, "seq": order.get("seq"), "index": 0}).to_string())]),
+                "trap-below" if u64::from(message.attempt) < number("n") => {
+                    panic!("attempt {} is below {}", message.attempt, number("n"))
+                }
+                "trap-below" => {
+                    Ok(vec![event(to, json!({"src": message.id, "seq": order.get("seq"), "index": 0}).to_string())])
+                }
                 "spin" => loop {
                     std::hint::black_box(0);
                 },
-                "retry" => Err(Failure::Retry(RetryLater { reason: "the payload says retry".into(), after_ms: order.get("after_ms").and_then(Value::as_u64) })),
+                "retry" => Err(Failure::Retry(RetryLater {
+                    reason: "the payload says retry".into(),
+                    after_ms: order.get("after_ms").and_then(Value::as_u64),
+                })),
                 "reject" => Err(Failure::Reject("the payload says reject".into())),
                 "grow" => {
                     let mut hoard = Vec::new();
