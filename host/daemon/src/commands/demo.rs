@@ -101,7 +101,7 @@ async fn story(host: &Host, args: &Args) -> Result<()> {
     wait_for(store, args.patience, "catching up", |counts| counts.finished() && counts.dead == 0).await?;
 
     say("7", "what has become of everything:");
-    totals(store).await?;
+    totals(store, args.keep).await?;
     screen::line("");
     let here = Common { redis: Some(host.url.clone()), ..Common::default() };
     verify::run(&here, verify::Args::default()).await
@@ -273,7 +273,7 @@ async fn redrive(store: &Store) -> Result<()> {
 }
 
 /// The table that a person can check with redis-cli.
-async fn totals(store: &Store) -> Result<()> {
+async fn totals(store: &Store, keep: bool) -> Result<()> {
     let mut table = screen::table(&["stream", "what", "expected", "found", ""]);
     let mut wrong = Vec::new();
     for (stream, what, expected) in EXPECTED {
@@ -285,7 +285,12 @@ async fn totals(store: &Store) -> Result<()> {
         table.add_row([stream, what, &expected.to_string(), &found.to_string(), mark]);
     }
     screen::line(&table.to_string());
-    screen::line(&format!("   check it yourself: redis-cli {} XLEN stream:alerts", redis_cli(&store.address())));
+    let how = if keep {
+        format!("redis-cli {} XLEN stream:alerts", redis_cli(&store.address()))
+    } else {
+        String::from("cofferdam demo --keep")
+    };
+    screen::line(&format!("   check it yourself: {how}"));
     if !wrong.is_empty() {
         bail!(Failed(wrong.join("; ")));
     }
