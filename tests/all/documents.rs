@@ -50,11 +50,11 @@ fn run(document: &Path) {
     let directory = TempDir::new().unwrap();
     let inherited = std::env::var_os("PATH").unwrap_or_default();
     let path = format!("{}:{}", program().parent().unwrap().display(), inherited.to_string_lossy());
-    let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n");
+    let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait || true' EXIT\n");
     for block in blocks(document) {
         match block.language.as_str() {
             "sh" => script.push_str(&format!("echo '--- {}' >&2\n{}", block.place, block.text)),
-            "toml" => check_toml(&block, directory.path()),
+            "toml" => check_toml(&block, TempDir::new().unwrap().path()),
             "json" => drop(
                 serde_json::from_str::<serde_json::Value>(&block.text)
                     .unwrap_or_else(|error| panic!("{}: {error}", block.place)),
@@ -97,15 +97,15 @@ fn run(document: &Path) {
 fn check_toml(block: &Block, directory: &Path) {
     let is_manifest = block.text.contains("subscribe");
     if is_manifest {
-        let wasm = directory.join(".check.wasm");
+        let wasm = directory.join("check.wasm");
         fs::write(&wasm, guest("test/actor.wasm")).unwrap();
-        let manifest = directory.join(".check.toml");
+        let manifest = directory.join("check.toml");
         fs::write(&manifest, &block.text).unwrap();
         let output =
             cofferdam(&["deploy", wasm.to_str().unwrap(), "--manifest", manifest.to_str().unwrap(), "--dry-run"]);
         assert!(output.status.success(), "{}: {}", block.place, errors(&output));
     } else {
-        let config = directory.join(".config.toml");
+        let config = directory.join("config.toml");
         fs::write(&config, &block.text).unwrap();
         let output = cofferdam(&["deploy", "/nonexistent.wasm", "--dry-run", "--config", config.to_str().unwrap()]);
         let text = errors(&output);
