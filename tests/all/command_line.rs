@@ -70,3 +70,17 @@ fn verify_finds_an_output_that_somebody_doubled_and_an_entry_that_was_acknowledg
     let lost = verify();
     assert_eq!(lost.status.code(), Some(1), "{}", String::from_utf8_lossy(&lost.stdout));
 }
+
+#[test]
+fn a_plugin_whose_manifest_gives_no_name_is_deployed_and_seen_as_live() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let host = place.host(&redis, 1);
+    wait_until("the host is up", || host.data.join("run.json").is_file());
+    let wasm = place.directory.path().join("nameless.wasm");
+    std::fs::write(&wasm, cofferdam_tests::guest("test/actor.wasm")).unwrap();
+    std::fs::write(wasm.with_extension("toml"), "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n").unwrap();
+    let deployed =
+        cofferdam(&["deploy", wasm.to_str().unwrap(), "--data", host.data.to_str().unwrap(), "--wait", "20s"]);
+    assert!(deployed.status.success(), "{}", errors(&deployed));
+    assert!(String::from_utf8_lossy(&deployed.stdout).contains("nameless"));
+}

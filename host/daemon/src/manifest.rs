@@ -172,8 +172,9 @@ impl Manifest {
     pub(crate) fn parse(text: &str, file_name: &str) -> Result<(Self, Option<String>), ManifestError> {
         let mut raw: RawManifest = toml::from_str(text)?;
         let sha256 = raw.sha256.take();
+        // The name is part of the version, whether the manifest or the file's name gives it.
+        let name = raw.name.get_or_insert_with(|| file_name.to_owned()).clone();
         let canonical = serde_json::to_string(&raw).expect("a parsed manifest always serializes");
-        let name = raw.name.clone().unwrap_or_else(|| file_name.to_owned());
         if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
         {
             return Err(ManifestError::Name { name });
@@ -356,5 +357,12 @@ mod tests {
         let (sealed, sha256) = Manifest::parse("sha256 = \"00\"\nsubscribe = [\"a\"]", "p").unwrap();
         assert_eq!(plain.canonical, sealed.canonical);
         assert_eq!(sha256.as_deref(), Some("00"));
+    }
+
+    #[test]
+    fn a_name_that_is_written_down_and_one_that_the_file_gives_make_the_same_version() {
+        let by_file = Manifest::parse("subscribe = [\"a\"]", "p").unwrap().0;
+        let written = Manifest::parse("name = \"p\"\nsubscribe = [\"a\"]", "other").unwrap().0;
+        assert_eq!(by_file.canonical, written.canonical);
     }
 }
