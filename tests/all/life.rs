@@ -171,3 +171,34 @@ fn trimming_keeps_what_any_group_has_not_finished() {
     assert!((1_500..=1_600).contains(&left), "{left} entries are left");
     assert!(redis.cli(&["XRANGE", "stream:in", ids[1_500], ids[1_500]]).contains("payload"));
 }
+
+#[test]
+fn a_group_that_is_lost_with_all_its_records_reads_from_the_oldest_entry_and_never_from_the_end() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let manifest = "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\nstart = \"new\"\n";
+    place.put("actor", &cofferdam_tests::guest("test/actor.wasm"), manifest);
+    let host = place.host(&redis, 1);
+    wait_until("the group is there", || host.log().contains("created the group"));
+    redis.cli(&["FLUSHALL"]);
+    publish(&redis, "stream:in", (0..5).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    wait_until("what came after the loss is handled", || redis.number(&["XLEN", "stream:out"]) == 5);
+}
+
+#[test]
+fn a_group_is_created_again_at_its_floor_and_nothing_unfinished_is_missed() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("retries = 5\n[backoff]\nbase = \"1s\"\nfactor = 1\n");
+    let host = place.host(&redis, 1);
+    wait_until("the group is there", || host.log().contains("created the group"));
+    publish(&redis, "stream:in", [String::from(r#"{"do":"trap-below","n":3,"seq":0}"#)].into_iter());
+    publish(&redis, "stream:in", (1..10).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    wait_until("its neighbours are through", || redis.number(&["XLEN", "stream:out"]) == 9);
+    redis.cli(&["XGROUP", "DESTROY", "stream:in", "group:actor"]);
+    publish(&redis, "stream:in", [String::from(r#"{"do":"emit","seq":10}"#)].into_iter());
+    // The one that was waiting for its retry is read again; those after it may repeat, and the log says so.
+    wait_until("the unfinished one is through", || {
+        redis.cli(&["XRANGE", "stream:out", "-", "+"]).contains(r#""seq":0"#)
+    });
+    wait_until("the new one is through", || redis.cli(&["XRANGE", "stream:out", "-", "+"]).contains(r#""seq":10"#));
+    assert!(host.log().contains("may repeat"), "{}", host.log());
+}

@@ -160,3 +160,20 @@ fn both_layouts_and_a_swapped_folder_are_seen() {
     fs::rename(second, place.plugins().join("actor")).unwrap();
     wait_until("its successor is live", || !live_digest(&redis).is_empty() && live_digest(&redis) != first);
 }
+
+#[test]
+fn a_pipe_among_the_plugins_and_a_group_that_is_taken_stop_nobody() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    wait_until("it is live", || !live_digest(&redis).is_empty());
+    let pipe = place.plugins().join("pipe.wasm");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let thief = "name = \"thief\"\ngroup = \"group:actor\"\nsubscribe = [\"stream:in\"]\nemit = []\n";
+    place.put("thief", &guest("test/actor.wasm"), thief);
+    wait_until("the second user of the group is refused", || {
+        host.log().contains("each would take the other's messages")
+    });
+    publish(&redis, "stream:in", (0..50).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    wait_until("nothing is lost to either", || redis.number(&["XLEN", "stream:out"]) == 50);
+}

@@ -299,7 +299,10 @@ pub(crate) fn environment(name: &str) -> Option<String> {
 
 /// `COFFERDAM__REDIS__URL` becomes `[redis] url`; `_` within a word becomes `-`.
 fn apply_environment(table: &mut toml::Table) {
-    for (name, value) in std::env::vars() {
+    // A variable that is not UTF-8 is none of ours.
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    for (name, value) in variables {
         let Some(path) = name.strip_prefix("COFFERDAM__") else { continue };
         let mut parts: Vec<String> = path.split("__").map(|part| part.to_ascii_lowercase().replace('_', "-")).collect();
         let Some(key) = parts.pop() else { continue };

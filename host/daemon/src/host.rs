@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
 use cofferdam_sandbox::{Engine, EngineConfig};
 use cofferdam_streams::{HostReport, Store};
 use tokio::sync::watch;
@@ -168,7 +169,9 @@ async fn trim(
         if !matches!(store.may_trim(&consumer, TRIM_EVERY * 2).await, Ok(true)) {
             continue;
         }
-        for stream in supervisor.streams() {
+        // Evidence is the operator's to discard.
+        let trimmed = |stream: &String| stream != DEAD_LETTER_STREAM && stream != OPERATOR_LOG_STREAM;
+        for stream in supervisor.streams().into_iter().filter(trimmed) {
             match store.trim(&stream, &config.retention(&stream), clock::now_ms()).await {
                 Ok(trimmed) => {
                     if let Some(group) = trimmed.blocked_by.filter(|_| trimmed.excess > 0) {

@@ -7,8 +7,8 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam_model::{Delivery, EntryId, Token, Verdict};
@@ -68,6 +68,10 @@ pub(crate) struct LaneShared {
     pub(crate) threads: usize,
     pub(crate) counters: Arc<Counters>,
     pub(crate) delivery: DeliveryConfig,
+    /// Set after an error: Redis may believe that this consumer holds entries which nobody here knows of.
+    pub(crate) reconcile: AtomicBool,
+    /// The suspect that is being run at the moment, which is no such entry.
+    pub(crate) suspect: Mutex<Option<EntryId>>,
 }
 
 /// What a lane is made of.
@@ -109,7 +113,6 @@ pub(crate) struct Lane {
     news: bool,
     pause: Duration,
     read_after: Instant,
-    reconcile: bool,
 }
 
 struct SettledBatch {
@@ -141,7 +144,6 @@ impl Lane {
             news: true,
             pause: PAUSE_MIN,
             read_after: now,
-            reconcile: false,
             parts,
         }
     }
@@ -178,7 +180,12 @@ impl Lane {
                     self.take_read(done).await;
                 }
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() && may_flush => self.flush_now(),
-                _ = heartbeat.tick() => self.heartbeat().await,
+                _ = heartbeat.tick() => {
+                    self.heartbeat().await;
+                    if mode == Mode::Run && self.parts.shared.reconcile.load(Ordering::Relaxed) {
+                        self.reconcile().await;
+                    }
+                }
                 changed = self.parts.bell.changed(), if mode == Mode::Run => {
                     // The host drops the bells when it ends; the stop message comes by `mode`.
                     if changed.is_err() { sleep(PAUSE_MIN).await }
@@ -274,9 +281,6 @@ impl Lane {
                 self.news |= !entries.is_empty();
                 let taken: Vec<Taken> = entries.into_iter().map(fresh).collect();
                 self.dispatch(taken);
-                if self.reconcile {
-                    self.reconcile().await;
-                }
             }
             Some(Read::Due(Ok((found, taken)))) => {
                 self.pause = PAUSE_MIN;
@@ -287,7 +291,11 @@ impl Lane {
                 self.dispatch(taken);
             }
             Some(Read::New(Err(error)) | Read::Due(Err(error))) => self.read_failed(error).await,
-            None => self.pause_reading(),
+            None => {
+                self.parts.shared.reconcile.store(true, Ordering::Relaxed);
+                self.news = true;
+                self.pause_reading();
+            }
         }
     }
 
@@ -295,14 +303,16 @@ impl Lane {
         let (plugin, stream) = (self.parts.shared.plugin.clone(), self.parts.shared.keys.stream.clone());
         self.sweep_at = Instant::now();
         self.news = true;
+        // The request may have been carried out, wholly or in part: then Redis believes that we hold entries.
+        self.parts.shared.reconcile.store(true, Ordering::Relaxed);
         match error.remedy() {
             Remedy::RecreateGroup => {
                 tracing::error!(%plugin, %stream, %error, "the group is gone; creating it again at its floor");
+                // A lane that has read once never starts at the end: with the ledger gone too, what came meanwhile would be lost.
+                self.parts.start = Start::Oldest;
                 self.open().await;
             }
             Remedy::Repeat => {
-                // The request may have been carried out and its reply lost: then Redis believes that we hold entries.
-                self.reconcile = true;
                 tracing::warn!(%plugin, %stream, %error, "cannot read; trying again");
                 self.pause_reading();
             }
@@ -322,7 +332,12 @@ impl Lane {
     async fn reconcile(&mut self) {
         let (store, keys) = (self.parts.shared.store.clone(), self.parts.shared.keys.clone());
         let Ok(held) = store.held_by(&keys, &self.parts.shared.consumer).await else { return };
-        let unknown: Vec<_> = held.into_iter().filter(|(id, _)| !self.in_flight.contains_key(id)).collect();
+        let suspect = *self.parts.shared.suspect.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |id: &EntryId| self.in_flight.contains_key(id) || suspect == Some(*id);
+        // In steps of the room there is: the rest is found at the next beat.
+        let mut unknown: Vec<_> = held.into_iter().filter(|(id, _)| !known(id)).collect();
+        let all = unknown.len() <= self.room();
+        unknown.truncate(self.room());
         let mut taken = Vec::with_capacity(unknown.len());
         for (id, token) in unknown {
             match store.past_of(&keys, id).await {
@@ -336,7 +351,7 @@ impl Lane {
             tracing::warn!(plugin = %self.parts.shared.plugin, stream = %keys.stream, count = taken.len(),
                 "took up entries whose delivery had been lost on the way");
         }
-        self.reconcile = false;
+        self.parts.shared.reconcile.store(!all, Ordering::Relaxed);
         self.dispatch(taken);
     }
 

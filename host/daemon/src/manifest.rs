@@ -222,6 +222,8 @@ impl Manifest {
         };
         let limits = limits(&raw.limits)?;
         let group = raw.group.clone().unwrap_or_else(|| format!("group:{name}"));
+        cofferdam_model::route::check_stream_name(&group)
+            .map_err(|_| value("group", &group, "write letters, digits and . : _ - / only"))?;
         let manifest = Manifest {
             group,
             subscribed,

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +17,10 @@ use crate::exit::Environment;
 
 /// The longest path that a unix socket may have on Linux is 107 bytes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// How long a server may load its append-only file before it is given up on: 60 s.
+const ANSWER_TRIES: u32 = 1_200;
+const ANSWER_PAUSE: Duration = Duration::from_millis(50);
 
 /// A private Redis that this process started or adopted.
 #[derive(Debug)]
@@ -48,9 +53,21 @@ impl RedisChild {
         }
         let url = format!("redis+unix://{}", socket.display());
         let pid_file = dir.join("redis.pid");
-        if let Some(pid) = adoptable(&pid_file, &url).await {
-            tracing::info!(pid, "adopted the private redis that an earlier host left running");
-            return Ok(RedisChild { url, pid, child: None, _lock: lock });
+        // Somebody who listens there is a server, however busy: a second one in this folder would destroy the first one's files.
+        if UnixStream::connect(&socket).is_ok() {
+            let pid: u32 =
+                std::fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+            for _ in 0..ANSWER_TRIES {
+                if answers(&url).await {
+                    tracing::info!(pid, "adopted the private redis that an earlier host left running");
+                    return Ok(RedisChild { url, pid, child: None, _lock: lock });
+                }
+                tokio::time::sleep(ANSWER_PAUSE).await;
+            }
+            bail!(Environment(format!(
+                "a redis (pid {pid}) holds {} and does not answer; wait until it has loaded its data, or stop it: kill {pid}",
+                dir.display()
+            )));
         }
         let program = find_program()?;
         let log = File::create(dir.join("redis.log"))?;
@@ -83,7 +100,7 @@ impl RedisChild {
             let gone = match &mut self.child {
                 Some(child) => matches!(child.try_wait(), Ok(Some(_))),
                 // Not our child: whoever has to reap it may take his time, so the socket is asked and not the process.
-                None => std::os::unix::net::UnixStream::connect(self.url.trim_start_matches("redis+unix://")).is_err(),
+                None => UnixStream::connect(self.url.trim_start_matches("redis+unix://")).is_err(),
             };
             if gone {
                 return;
@@ -113,14 +130,6 @@ pub(crate) fn lock(data: &Path) -> Result<File> {
     Ok(file)
 }
 
-async fn adoptable(pid_file: &Path, url: &str) -> Option<u32> {
-    let pid: u32 = std::fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
-    if !crate::run_file::process_lives(pid) || !answers(url).await {
-        return None;
-    }
-    Some(pid)
-}
-
 async fn answers(url: &str) -> bool {
     let Ok(client) = redis::Client::open(url) else { return false };
     let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
@@ -129,7 +138,7 @@ async fn answers(url: &str) -> bool {
 
 async fn wait_until_ready(url: &str, child: &mut Child, dir: &Path) -> Result<()> {
     // Loading a large append-only file takes a while; a server that exits has said why in its log.
-    for _ in 0..1_200 {
+    for _ in 0..ANSWER_TRIES {
         if answers(url).await {
             return Ok(());
         }
@@ -139,8 +148,10 @@ async fn wait_until_ready(url: &str, child: &mut Child, dir: &Path) -> Result<()
             let tail = tail.into_iter().rev().collect::<Vec<_>>().join(" | ");
             bail!(Environment(format!("the private redis ended at once ({status}): {tail}")));
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(ANSWER_PAUSE).await;
     }
+    // Left alone it would hold the folder against the next try.
+    let _ = child.kill();
     bail!(Environment(format!(
         "the private redis did not answer within 60 s; its log is {}",
         dir.join("redis.log").display()

@@ -133,10 +133,14 @@ impl Folder {
         if memory.missing < MISSING_LOOKS {
             return false;
         }
-        let plugin = memory.plugin.clone().unwrap_or_else(|| name.to_owned());
-        tracing::warn!(plugin, "its file is gone from the folder: paused, nothing is dropped");
+        match memory.plugin.clone() {
+            Some(plugin) => {
+                tracing::warn!(plugin, "its file is gone from the folder: paused, nothing is dropped");
+                self.supervisor.pause(&plugin);
+            }
+            None => self.supervisor.forget(name),
+        }
         self.memory.remove(name);
-        self.supervisor.pause(&plugin);
         // Whoever was refused because the name was taken may have it now.
         self.memory.values_mut().filter(|memory| memory.plugin.is_none()).for_each(|memory| memory.tried = None);
         false
@@ -206,7 +210,13 @@ impl Folder {
                 "its manifest says name = {plugin_name:?}, and so does that of {}; give one another name",
                 other.0
             );
-            self.supervisor.note(name, false, text, String::new());
+            self.supervisor.note(&plugin_name, false, text, candidate_digest(&candidate));
+            return;
+        }
+        let parsed = Manifest::parse(&candidate.manifest, name);
+        if let Some(text) = parsed.ok().and_then(|(manifest, _)| self.supervisor.conflict(&manifest)) {
+            tracing::error!(plugin = plugin_name, "refused: {text}");
+            self.supervisor.note(&plugin_name, false, text, candidate_digest(&candidate));
             return;
         }
         let task = tokio::task::spawn_blocking(move || {
@@ -264,12 +274,21 @@ impl Folder {
                 continue;
             }
             let path = self.dir.join(format!("{}.status.txt", report.name));
-            match fs::write(&path, &text) {
+            match write_here(&path, &text) {
                 Ok(()) => drop(self.written.insert(report.name, text)),
                 Err(error) => tracing::debug!(path = %path.display(), %error, "cannot write the status file"),
             }
         }
     }
+}
+
+/// Writes a file of ours, and never through a link that somebody else put there.
+fn write_here(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).custom_flags(no_links).open(path)?;
+    std::io::Write::write_all(&mut file, text.as_bytes())
 }
 
 /// The text for a wasm without a manifest, with a manifest to start from.
@@ -310,7 +329,10 @@ fn scan(dir: &Path) -> std::io::Result<BTreeMap<String, Files>> {
             }
         } else if let Some(stem) = name.strip_suffix(".wasm") {
             let manifest = Some(path.with_extension("toml")).filter(|path| path.is_file());
-            found.insert(stem.to_owned(), Files { wasm: path.clone(), manifest });
+            // A pipe or a device under this name would be read for ever.
+            if path.is_file() {
+                found.insert(stem.to_owned(), Files { wasm: path.clone(), manifest });
+            }
         }
     }
     found.extend(folders);
@@ -324,7 +346,7 @@ fn folder_files(dir: &Path, name: &str) -> Option<Files> {
             return Some(named);
         }
         let mut others = fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
-        others.find(|path| path.extension().is_some_and(|found| found == ending))
+        others.find(|path| path.is_file() && path.extension().is_some_and(|found| found == ending))
     };
     Some(Files { wasm: with("wasm")?, manifest: with("toml") })
 }
@@ -335,12 +357,27 @@ fn read(name: &str, files: &Files) -> Result<Candidate, String> {
     if size > WASM_BYTES_MAX {
         return Err(format!("{} has {size} bytes, more than {WASM_BYTES_MAX}", files.wasm.display()));
     }
-    let wasm = fs::read(&files.wasm).map_err(|error| format!("cannot read {}: {error}", files.wasm.display()))?;
+    let wasm = read_bounded(&files.wasm, WASM_BYTES_MAX)?;
     let manifest = match &files.manifest {
         None => String::new(),
-        Some(path) => fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?,
+        Some(path) => String::from_utf8(read_bounded(path, MANIFEST_BYTES_MAX)?)
+            .map_err(|_| format!("{} is not UTF-8", path.display()))?,
     };
     Ok(Candidate { file_name: name.to_owned(), wasm: wasm.into(), manifest })
+}
+
+/// The largest manifest that is looked at.
+const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
+    file.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    if bytes.len() as u64 > most {
+        return Err(format!("{} has more than {most} bytes", path.display()));
+    }
+    Ok(bytes)
 }
 
 fn bytes_digest(candidate: &Candidate) -> Digest {

@@ -4,6 +4,7 @@
 //! new lanes, after the old ones have finished. Removal pauses, never drops.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cofferdam_sandbox::Workers;
@@ -16,7 +17,7 @@ use crate::clock;
 use crate::config::DeliveryConfig;
 use crate::doorbell::Bells;
 use crate::lane::{Lane, LaneParts, LaneShared, Mode};
-use crate::manifest::{StartRule, Subscribed};
+use crate::manifest::{Manifest, StartRule, Subscribed};
 use crate::pipeline::{Reader, run};
 use crate::suspects::Suspects;
 use crate::telemetry::{Counters, Counts};
@@ -102,6 +103,7 @@ pub(crate) struct Supervisor {
 struct Inner {
     running: BTreeMap<String, RunningPlugin>,
     notes: BTreeMap<String, Note>,
+    stopped: bool,
 }
 
 impl Supervisor {
@@ -154,7 +156,10 @@ impl Supervisor {
             past = stop(running).await;
         }
         let mut inner = self.locked();
-        inner.running.entry(name).or_insert_with(|| self.start(version, past));
+        // A host that is leaving starts nothing that nobody would stop.
+        if !inner.stopped {
+            inner.running.entry(name).or_insert_with(|| self.start(version, past));
+        }
         drop(inner);
         self.changed();
     }
@@ -189,6 +194,8 @@ impl Supervisor {
                 threads,
                 counters: counters.clone(),
                 delivery: self.delivery,
+                reconcile: AtomicBool::new(false),
+                suspect: Mutex::new(None),
             });
             let (mode, modes) = watch::channel(Mode::Run);
             let start = subscribed.start.resolve(clock::now_ms(), self.private_redis);
@@ -213,7 +220,7 @@ impl Supervisor {
     /// The files of a plugin are gone: nothing new is read, nothing is dropped.
     pub(crate) fn pause(&self, name: &str) {
         let mut inner = self.locked();
-        let Inner { running, notes } = &mut *inner;
+        let Inner { running, notes, .. } = &mut *inner;
         match running.get_mut(name) {
             Some(running) => {
                 running.paused = true;
@@ -223,6 +230,30 @@ impl Supervisor {
         }
         drop(inner);
         self.changed();
+    }
+
+    /// A file that never was a plugin is gone: nothing is said of it any more.
+    pub(crate) fn forget(&self, name: &str) {
+        if self.locked().notes.remove(name).is_some() {
+            self.changed();
+        }
+    }
+
+    /// Why this plugin cannot run beside those that do: another one reads a stream with the same group, so that each would
+    /// take the other's messages.
+    pub(crate) fn conflict(&self, manifest: &Manifest) -> Option<String> {
+        let inner = self.locked();
+        let shares = |other: &Manifest| {
+            let streams = other.route.subscribe();
+            other.name != manifest.name
+                && other.group == manifest.group
+                && manifest.route.subscribe().iter().any(|stream| streams.contains(stream))
+        };
+        let other = inner.running.values().map(|running| &running.version.manifest).find(|other| shares(other))?;
+        Some(format!(
+            "{} reads the same stream with the group {:?}: each would take the other's messages; give this one a group of its own",
+            other.name, other.group
+        ))
     }
 
     /// The digest of a plugin's live version.
@@ -291,7 +322,11 @@ impl Supervisor {
 
     /// Stops every lane, and waits until what was under way is finished or given back.
     pub(crate) async fn stop(&self) {
-        let running = std::mem::take(&mut self.locked().running);
+        let running = {
+            let mut inner = self.locked();
+            inner.stopped = true;
+            std::mem::take(&mut inner.running)
+        };
         for plugin in running.values() {
             plugin.lanes.values().for_each(|lane| lane.tell(Mode::Stop));
         }

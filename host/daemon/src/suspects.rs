@@ -3,8 +3,8 @@
 //! Any of them may be what killed it, so they are taken one at a time, apart from the lane, and run alone: a message's host
 //! deaths are then evidence against that one message, and its neighbours are not dead-lettered with it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use cofferdam_model::Verdict;
@@ -43,7 +43,11 @@ impl Suspects {
                 Mode::Pause => continue,
                 Mode::Run => {}
             }
-            if let Err(error) = self.round().await {
+            let round = self.round().await;
+            *self.shared.suspect.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            if let Err(error) = round {
+                // A suspect may have become ours in a reply that never came.
+                self.shared.reconcile.store(true, Ordering::Relaxed);
                 tracing::debug!(stream = %self.shared.keys.stream, %error, "cannot look for suspects now");
             }
         }
@@ -55,14 +59,16 @@ impl Suspects {
             if consumer.name.starts_with('~') {
                 continue;
             }
-            let own = *consumer.name == *shared.consumer;
+            // One's own entries are the lane's affair: it renews what it knows, and finds what it does not.
+            if *consumer.name == *shared.consumer {
+                continue;
+            }
             if consumer.pending == 0 {
-                if !own && consumer.idle > shared.delivery.lease * CONSUMER_KEPT_LEASES {
+                if consumer.idle > shared.delivery.lease * CONSUMER_KEPT_LEASES {
                     shared.store.drop_consumer(&shared.keys.stream, &shared.keys.group, &consumer.name).await?;
                 }
                 continue;
             }
-            // One's own entries too: the lane renews what it knows of, so an old one came in a reply that was lost.
             while *self.mode.borrow() == Mode::Run && shared.seat.current().is_some() {
                 let stamp = clock::iso(clock::now_ms());
                 let me = TakeFor { consumer: &shared.consumer, plugin: &shared.plugin, now: &stamp };
@@ -84,6 +90,7 @@ impl Suspects {
         let shared = &self.shared;
         let Some(version) = shared.seat.current() else { return Ok(()) };
         let held = [(suspect.entry.id, suspect.token)];
+        *shared.suspect.lock().unwrap_or_else(PoisonError::into_inner) = Some(suspect.entry.id);
         shared.counters.received(1);
         let decided = match receive(suspect, &self.reader, &version) {
             Received::Settle(decided) => decided,

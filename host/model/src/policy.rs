@@ -30,7 +30,8 @@ impl Backoff {
     pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
         let exponent = failures.saturating_sub(1).min(32);
         let grown = f64::from(self.factor.max(1)).powi(exponent.cast_signed());
-        let full = (self.base.as_secs_f64() * grown).min(self.max.as_secs_f64());
+        let longest = self.max.min(Duration::from_millis(DELAY_MS_MAX));
+        let full = (self.base.as_secs_f64() * grown).min(longest.as_secs_f64());
         Duration::from_secs_f64(full * (1.0 - jitter.clamp(0.0, 1.0) / 2.0))
     }
 

@@ -133,8 +133,8 @@ impl Route {
         }
         for (index, name) in subscribe.iter().enumerate() {
             check_stream_name(name)?;
-            // Reading the dead letters or the operator log is a plugin's good right; reading our bookkeeping is not.
-            if name.starts_with(RESERVED_PREFIX) {
+            // A plugin that read the dead letters and failed on one would write the next, and so on for ever.
+            if name.starts_with(RESERVED_PREFIX) || name == DEAD_LETTER_STREAM {
                 return Err(RouteError::Reserved { name: name.clone() });
             }
             if subscribe.iter().take(index).any(|other| other == name) {
@@ -220,7 +220,8 @@ mod tests {
         assert!(matches!(route(&["a"], &["a"]), Err(RouteError::OwnCycle { .. })));
         assert!(matches!(route(&["cofferdam:format"], &[]), Err(RouteError::Reserved { .. })));
         assert!(matches!(route(&["a"], &[DEAD_LETTER_STREAM]), Err(RouteError::Reserved { .. })));
-        assert!(route(&[DEAD_LETTER_STREAM], &["stream:alerts"]).is_ok());
+        assert!(matches!(route(&[DEAD_LETTER_STREAM], &["stream:alerts"]), Err(RouteError::Reserved { .. })));
+        assert!(route(&[OPERATOR_LOG_STREAM], &["stream:alerts"]).is_ok());
     }
 
     #[test]

@@ -148,7 +148,7 @@ pub fn decode(entry: RawEntry, id: EntryId, subscription: &Subscription) -> Deco
         message.attributes = entry.fields.iter().map(|(name, value)| (lossy(name), lossy(value))).collect();
         return malformed(message, text);
     }
-    let mut fields = entry.fields.into_iter().map(|(name, value)| (owned_text(name), owned_text(value)));
+    let fields = entry.fields.into_iter().map(|(name, value)| (owned_text(name), owned_text(value)));
     let problem = match &subscription.codec {
         Codec::Envelope => return envelope(message, fields, subscription),
         Codec::Field(wanted) => {
@@ -171,8 +171,14 @@ pub fn decode(entry: RawEntry, id: EntryId, subscription: &Subscription) -> Deco
             }
         }
         Codec::Fields => {
-            let object: serde_json::Map<String, Json> =
-                fields.by_ref().map(|(name, value)| (name, Json::String(value))).collect();
+            let mut object = serde_json::Map::new();
+            for (name, value) in fields {
+                // What the host needs of an entry it needs in every codec: hops above all, or a cycle would never end.
+                if name.starts_with("cofferdam_") || name == "traceparent" {
+                    message.attributes.push((name.clone(), value.clone()));
+                }
+                object.insert(name, Json::String(value));
+            }
             message.payload = Json::Object(object).to_string();
             None
         }

@@ -64,7 +64,7 @@ impl Store {
         let mut known = floor.into_iter();
         let (floor, last, started) = (known.next().flatten(), known.next().flatten(), known.next().flatten());
         let after = match (&floor, &started) {
-            (Some(floor), _) => floor.clone(),
+            (Some(floor), _) => stands_at(floor),
             // Lost before anything was settled: it starts again where it started, never at the end.
             (None, Some(started)) => started.clone(),
             (None, None) => match start {
@@ -154,6 +154,14 @@ impl Store {
     /// Whatever Redis answers.
     pub async fn group(&self, stream: &str, name: &str) -> Result<Option<GroupInfo>, StreamError> {
         Ok(self.groups(stream).await?.into_iter().find(|group| group.name == name))
+    }
+}
+
+/// The id that a floor names: `<id` is just before that id.
+fn stands_at(floor: &str) -> String {
+    match floor.strip_prefix('<').and_then(|id| id.parse::<EntryId>().ok()) {
+        Some(pending) => pending.before().to_string(),
+        None => floor.to_owned(),
     }
 }
 

@@ -148,6 +148,7 @@ impl Store {
                         let settled = match code {
                             Code::Done => settled(&decided.verdict),
                             Code::LeaseLost => Settled::LeaseLost,
+                            Code::DeadRefused => refused_by_dead_letters(cx, decided),
                             Code::Unusable => {
                                 self.bury(cx, decided, ReasonCode::BadOutputKey, unusable_keys(decided)).await?
                             }
@@ -282,7 +283,7 @@ impl Store {
             let Some(decided) = batch.get(index) else { continue };
             let settled = match code {
                 Code::Done => settled(&decided.verdict),
-                Code::LeaseLost => Settled::LeaseLost,
+                Code::LeaseLost | Code::DeadRefused => Settled::LeaseLost,
                 Code::Unusable => {
                     let text =
                         String::from("the entry was trimmed or deleted from the stream while it was being handled");
@@ -304,6 +305,8 @@ enum Code {
     LeaseLost,
     /// Settle: an output key is not a stream. Park: the entry is gone.
     Unusable,
+    /// The dead letters take nothing; the entry stays pending.
+    DeadRefused,
 }
 
 impl Code {
@@ -316,6 +319,7 @@ impl Code {
             1 => Ok(Code::Done),
             0 => Ok(Code::LeaseLost),
             2 | 3 => Ok(Code::Unusable),
+            4 => Ok(Code::DeadRefused),
             other => Err(r.unexpected(format!("the result {other}"))),
         };
         codes.iter().map(read).collect()
@@ -331,6 +335,13 @@ fn settled(verdict: &Verdict) -> Settled {
         Verdict::Release => Settled::Released,
         Verdict::LeavePending => Settled::Left,
     }
+}
+
+/// Its neighbours are settled; it stays pending, and is found again when its lease ends.
+fn refused_by_dead_letters(cx: &SettleContext<'_>, decided: &Decided) -> Settled {
+    tracing::error!(stream = %cx.lane.stream, id = %decided.delivery.entry,
+        "{DEAD_LETTER_STREAM} takes no entry: its last id is the greatest there is; rename the key and let it begin anew");
+    Settled::Left
 }
 
 fn unusable_keys(decided: &Decided) -> String {

@@ -128,8 +128,14 @@ pub(crate) fn place(dir: &Path, name: &str, candidate: &Candidate) -> Result<()>
     let sha256 = Digest::of(&candidate.wasm);
     let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name)?;
     let mut text = String::new();
-    let own_lines = candidate.manifest.lines().filter(|line| !is_key(line, "sha256"));
-    if !candidate.manifest.lines().any(|line| is_key(line, "name")) {
+    // Only what stands before the first table is the manifest's own: a [config] may have a key of the same name.
+    let mut top = true;
+    let own_lines = candidate.manifest.lines().filter(move |line| {
+        top &= !line.trim_start().starts_with('[');
+        !(top && is_key(line, "sha256"))
+    });
+    let top_level = candidate.manifest.lines().take_while(|line| !line.trim_start().starts_with('['));
+    if !top_level.into_iter().any(|line| is_key(line, "name")) {
         text.push_str(&format!("name = \"{}\"\n", manifest.name));
     }
     text.push_str(&format!("sha256 = \"{sha256}\"\n"));

@@ -9,7 +9,8 @@
 --   id, token, number of outputs (0 is a filtered message), version, hops, then for each output    a commit
 --     key index, message id, payload, priority, source, number of further fields and values, fields and values
 -- What is the same for many outputs is sent once: each argument costs Redis more than what is done with it.
--- Returns n numbers: 1 done, 0 the lease is lost, 2 an output key is not a stream (nothing written for that message).
+-- Returns n numbers: 1 done, 0 the lease is lost, 2 an output key is not a stream, 4 the dead letters take nothing (nothing
+-- written for that message).
 local input, ledger, park, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, now = ARGV[1], ARGV[2], ARGV[7]
 
@@ -19,6 +20,10 @@ for k = 4, #KEYS do
   local kind = redis.call('TYPE', KEYS[k]).ok
   if kind ~= 'stream' and kind ~= 'none' then unusable[k] = true end
 end
+for _, hash in ipairs({ledger, park}) do
+  local kind = redis.call('TYPE', hash).ok
+  if kind ~= 'hash' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. hash .. ' is not a hash') end
+end
 if unusable[4] then return redis.error_reply('BADDEAD ' .. dead .. ' is not a stream') end
 
 -- The fence: only the latest holder of an entry, by consumer and delivery counter, may settle it.
@@ -27,6 +32,15 @@ for _, p in ipairs(redis.call('XPENDING', input, group, ARGV[3], ARGV[4], ARGV[5
 
 local results, acks = {}, {}
 local committed, filtered, died, outputs = 0, 0, 0, 0
+
+-- Entry ids by their decimal digits: exact, whatever their size.
+local function less(x, y)
+  local xm, xs = string.match(x, '(%d+)-(%d+)')
+  local ym, ys = string.match(y, '(%d+)-(%d+)')
+  if xm == ym then xm, ym = xs, ys end
+  if #xm ~= #ym then return #xm < #ym end
+  return xm < ym
+end
 
 local versions, a = {}, 9
 for v = 1, tonumber(ARGV[8]) do
@@ -49,6 +63,8 @@ for i = 1, n do
   local id, token, count = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
   a = a + 3
   local ok = held[id] == token -- fence
+  -- Whoever is in a batch twice is settled once.
+  held[id] = nil
   if count < 0 then
     local size = tonumber(ARGV[a])
     if ok then
@@ -62,11 +78,21 @@ for i = 1, n do
           fields[#fields + 1] = entry[2][f + 1]
         end
       end
-      redis.call('XADD', dead, '*', unpack(fields))
-      died = died + 1
-      acks[#acks + 1] = id
+      if entry and #entry[2] > 6000 then
+        fields[#fields + 1] = 'orig_truncated'
+        fields[#fields + 1] = 'true'
+      end
+      local put = redis.pcall('XADD', dead, '*', unpack(fields))
+      if type(put) == 'table' then
+        results[i] = 4
+      else
+        died = died + 1
+        acks[#acks + 1] = id
+        results[i] = 1
+      end
+    else
+      results[i] = 0
     end
-    results[i] = ok and 1 or 0
     a = a + 1 + size
   else
     local usable, version, hops = true, versions[tonumber(ARGV[a])], ARGV[a + 1]
@@ -108,16 +134,16 @@ if #acks > 0 then
   if filtered > 0 then redis.call('HINCRBY', ledger, 'filtered', filtered) end
   if died > 0 then redis.call('HINCRBY', ledger, 'dead', died) end
   if outputs > 0 then redis.call('HINCRBY', ledger, 'outputs', outputs) end
-  -- The floor: where a group that was lost must stand again so that nothing unfinished is missed.
+  -- The floor: where a group that was lost must stand again so that nothing unfinished is missed. '<id' stands for just
+  -- before that id: the sum is the host's to do, because a number of Lua cannot hold every sequence.
   local pending = redis.call('XPENDING', input, group)
   local floor = acks[#acks]
   if pending[1] > 0 then
-    local ms, seq = string.match(pending[2], '(%d+)-(%d+)')
-    if seq == '0' then
-      floor = string.format('%.0f', tonumber(ms) - 1) .. '-18446744073709551615'
-    else
-      floor = ms .. '-' .. string.format('%.0f', tonumber(seq) - 1)
-    end
+    floor = '<' .. pending[2]
+  else
+    -- A late retry does not move it back.
+    local known = redis.call('HGET', ledger, 'floor')
+    if known and string.sub(known, 1, 1) ~= '<' and less(floor, known) then floor = known end
   end
   redis.call('HSET', ledger, 'last_id', acks[#acks], 'floor', floor)
 end

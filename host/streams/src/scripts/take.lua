@@ -21,8 +21,20 @@ for _, p in ipairs(found) do
     -- XCLAIM would drop the pending entry of a payload that is gone without a word, so it is not asked.
     local copy = redis.call('HGET', park, id .. ':entry')
     local fields = copy and cmsgpack.unpack(copy)
-    -- More fields than one command can carry are not saved; the tombstone says so.
+    -- More fields than one command can carry are not saved: a tombstone is all that is left of them.
     if fields and #fields < 7000 then
+      -- A producer's own fields of these names would speak for the host on the redrive stream.
+      if input ~= redrive then
+        local kept = {}
+        for f = 1, #fields, 2 do
+          local name = fields[f]
+          if name ~= 'cofferdam_stream' and name ~= 'cofferdam_id' and name ~= 'cofferdam_redrives' and name ~= 'cofferdam_record' then
+            kept[#kept + 1] = name
+            kept[#kept + 1] = fields[f + 1]
+          end
+        end
+        fields = kept
+      end
       if input ~= redrive then
         for _, extra in ipairs({input, 'cofferdam_stream', id, 'cofferdam_id'}) do table.insert(fields, 1, extra) end
       end
