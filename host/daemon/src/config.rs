@@ -12,6 +12,7 @@ use cofferdam_model::StreamPattern;
 use cofferdam_streams::Retention;
 use serde::Deserialize;
 
+use crate::exit::Usage;
 use crate::quantity::{Bytes, Span};
 
 /// The file as written.
@@ -174,7 +175,9 @@ impl Config {
         });
         let lease = raw.delivery.lease.map_or(Duration::from_secs(30), |span| span.0);
         if lease < Duration::from_millis(500) {
-            bail!("[delivery] lease = {lease:?} is too short: below 500ms a busy machine loses leases it still uses");
+            bail!(Usage(format!(
+                "[delivery] lease = {lease:?} is too short: below 500ms a busy machine loses leases it still uses"
+            )));
         }
         let delivery = DeliveryConfig {
             lease,
@@ -250,7 +253,7 @@ fn policy(raw: &RawPolicy, base: Option<&Policy>) -> Result<Policy> {
 fn find_file(overrides: &Overrides) -> Result<Option<PathBuf>> {
     if let Some(path) = &overrides.config {
         if !path.is_file() {
-            bail!("there is no configuration file {}", path.display());
+            bail!(Usage(format!("there is no configuration file {}", path.display())));
         }
         return Ok(Some(path.clone()));
     }
@@ -329,7 +332,9 @@ fn expand(text: &str) -> Result<String> {
         match (environment(name), default) {
             (Some(value), _) => out.push_str(&value),
             (None, Some(default)) => out.push_str(default),
-            (None, None) => bail!("the environment has no {name}; set it, or write ${{{name}:-default}}"),
+            (None, None) => {
+                bail!(Usage(format!("the environment has no {name}; set it, or write ${{{name}:-default}}")))
+            }
         }
         rest = tail;
     }

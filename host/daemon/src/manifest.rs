@@ -57,9 +57,21 @@ pub(crate) struct RawSubscriptionTable {
 #[serde(untagged)]
 pub(crate) enum RawRule {
     OneOf(Vec<serde_json::Value>),
-    Prefix { prefix: String },
-    Exists { exists: bool },
+    Prefix(RawPrefix),
+    Exists(RawExists),
     Equal(serde_json::Value),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawPrefix {
+    prefix: String,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawExists {
+    exists: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -281,10 +293,19 @@ fn subscribed(raw: &RawSubscription, common_start: Option<&str>) -> Result<Subsc
             return Err(value("key or where", pointer, "write a JSON pointer, such as \"/src_ip\""));
         }
     }
+    for (pointer, raw) in &table.rules {
+        if let RawRule::Equal(serde_json::Value::Object(_)) = raw {
+            return Err(value(
+                "where",
+                pointer,
+                "write a value, a list of values, { prefix = \"…\" } or { exists = true }",
+            ));
+        }
+    }
     let rule = |raw: &RawRule| match raw {
         RawRule::OneOf(values) => WhereRule::OneOf(values.clone()),
-        RawRule::Prefix { prefix } => WhereRule::Prefix(prefix.clone()),
-        RawRule::Exists { exists } => WhereRule::Exists(*exists),
+        RawRule::Prefix(raw) => WhereRule::Prefix(raw.prefix.clone()),
+        RawRule::Exists(raw) => WhereRule::Exists(raw.exists),
         RawRule::Equal(value) => WhereRule::OneOf(vec![value.clone()]),
     };
     let rules = table.rules.iter().map(|(pointer, raw)| (pointer.clone(), rule(raw))).collect();
@@ -351,6 +372,8 @@ mod tests {
         assert!(error("subscribe = [\"a\"]\ninstances = \"old\"").contains("\"fresh\" or \"reuse\""));
         assert!(error("subscribe = [\"a\"]\nstart = \"soon\"").contains("-1h"));
         assert!(error("name = \"a/b\"\nsubscribe = [\"a\"]").contains("letters, digits"));
+        let misspelt = "[[subscribe]]\nstream = \"a\"\nwhere = { \"/x\" = { prefx = \"1\" } }";
+        assert!(error(misspelt).contains("prefix"), "a misspelt rule must not filter everything away");
     }
 
     #[test]
