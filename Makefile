@@ -13,7 +13,7 @@ test: check build unit end-to-end
 	@echo "make test: everything passed"
 
 setup:
-	@./deploy/setup.sh
+	@./deploy/setup.sh --run-only
 
 guests: setup
 	@./plugins/build.sh
@@ -23,6 +23,7 @@ build: guests
 	cargo build --locked --release -p cofferdam
 
 check: guests
+	@./deploy/setup.sh
 	cargo fmt --all --check
 	cd plugins && CARGO_TARGET_DIR=target cargo fmt --all --check
 	cargo clippy --locked --release --workspace --all-targets -- -D warnings

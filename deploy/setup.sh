@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing need beyond Rust, Python and a C compiler: a Redis server, redis-py, cargo-deny. The target
-# for guests is plugins/build.sh's affair. Says what it does; does nothing when everything is there.
+# for guests is plugins/build.sh's affair. Says what it does; does nothing when everything is there. With --run-only it leaves out
+# what only the checks need.
 set -euo pipefail
 
 as_root() {

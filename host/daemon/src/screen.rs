@@ -1,6 +1,7 @@
 //! What goes to a terminal: escaped, in tables, with progress where somebody waits.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -28,10 +29,18 @@ pub(crate) fn safe_cut(text: &str, width: usize) -> String {
     cut
 }
 
+/// Set by a verb that has something to put in order before it ends.
+static OUTLIVES_READER: AtomicBool = AtomicBool::new(false);
+
+/// From now on the program goes on when nobody reads its output any more.
+pub(crate) fn outlive_reader() {
+    OUTLIVES_READER.store(true, Ordering::Relaxed);
+}
+
 /// Writes a line to standard output. A reader who has gone away ends the program, as every filter does.
 pub(crate) fn line(text: &str) {
     let mut out = std::io::stdout().lock();
-    if writeln!(out, "{text}").is_err() {
+    if writeln!(out, "{text}").is_err() && !OUTLIVES_READER.load(Ordering::Relaxed) {
         std::process::exit(0);
     }
 }

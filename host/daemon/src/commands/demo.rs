@@ -49,6 +49,8 @@ const EXPECTED: [(&str, &str, u64); 6] = [
 
 pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let began = Instant::now();
+    // `cofferdam demo | head` must not leave a Redis behind.
+    screen::outlive_reader();
     let directory =
         tempfile::Builder::new().prefix("cofferdam-demo-").tempdir().context("cannot make a temporary directory")?;
     let overrides = Overrides {
