@@ -105,12 +105,14 @@ impl Host {
     }
 }
 
-/// An url without its password.
+/// An url without its password, in either of the forms that carry one: `user:password@`, and `?pass=` of a unix socket.
 pub(crate) fn shown(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
+    let (place, query) = url.split_once('?').map_or((url, ""), |(place, query)| (place, query));
+    let place = match (place.split_once("://"), place.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
-        _ => url.to_owned(),
-    }
+        _ => place.to_owned(),
+    };
+    if query.is_empty() { place } else { format!("{place}?…") }
 }
 
 fn create_private(dir: &Path) -> Result<()> {
@@ -186,5 +188,17 @@ async fn trim(
                 Err(error) => tracing::debug!(stream, %error, "cannot trim"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn an_url_is_shown_without_its_password_whichever_way_it_carries_one() {
+        assert_eq!(shown("redis://127.0.0.1:6379"), "redis://127.0.0.1:6379");
+        assert_eq!(shown("redis://me:secret@h:1/0"), "redis://…@h:1/0");
+        assert_eq!(shown("redis+unix:///r.sock?user=me&pass=secret@x"), "redis+unix:///r.sock?…");
     }
 }
