@@ -67,7 +67,7 @@ fn under_fire(program: &Path, environment: &[(&str, &str)], kills: u64, seed: u6
         // Long enough for most hosts to have begun their work, and at any moment of it.
         std::thread::sleep(Duration::from_millis(200 + random.below(500)));
         if let Some((at, since)) = stopped
-            && since.elapsed() > Duration::from_secs(4)
+            && since.elapsed() > Duration::from_secs(7)
         {
             // It wakes with what it held, and goes on as if nothing had been: for this round it is left alone.
             hosts[at].signal(Signal::CONT);
@@ -88,7 +88,7 @@ fn under_fire(program: &Path, environment: &[(&str, &str)], kills: u64, seed: u6
         std::mem::replace(&mut hosts[victim], start(victim)).kill();
     }
     if let Some((at, _)) = stopped {
-        std::thread::sleep(Duration::from_secs(4));
+        std::thread::sleep(Duration::from_secs(7));
         hosts[at].signal(Signal::CONT);
     }
     let quiet = |redis: &Redis| {

@@ -62,4 +62,7 @@ pub(crate) enum Verb {
     Doctor(commands::doctor::Args),
     /// Measure this machine: the sandboxed host beside the same loop without sandbox and fence
     Bench(commands::bench::Args),
+    /// What a host starts to run a suspect in; not for people
+    #[command(hide = true)]
+    RunApart,
 }

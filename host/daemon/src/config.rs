@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use cofferdam_delivery::DeliveryConfig;
 use cofferdam_model::StreamPattern;
 use cofferdam_streams::Retention;
 use serde::Deserialize;
@@ -87,17 +88,6 @@ pub(crate) struct Policy {
     pub(crate) deadline: Duration,
     pub(crate) fresh: bool,
     pub(crate) reuse: bool,
-}
-
-/// How messages are moved.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct DeliveryConfig {
-    /// After this long without a sign of life, what a host holds belongs to the others.
-    pub(crate) lease: Duration,
-    /// How long a stopping host may take to finish what it has begun.
-    pub(crate) grace: Duration,
-    /// Deliveries that a lane holds at most.
-    pub(crate) in_flight_max: usize,
 }
 
 /// The configuration, checked.

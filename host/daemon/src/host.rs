@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use cofferdam_delivery::Bells;
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
 use cofferdam_sandbox::{Engine, EngineConfig};
 use cofferdam_streams::{HostReport, Store};
@@ -14,7 +15,6 @@ use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::config::Config;
-use crate::doorbell::Bells;
 use crate::redis_child::RedisChild;
 use crate::reload::Folder;
 use crate::run_file::RunFile;

@@ -1,24 +1,21 @@
 //! The program: parse, load, run, exit code.
 
+mod apart;
 mod cli;
 mod clock;
 mod commands;
 mod config;
-mod doorbell;
 mod embedded;
 mod exit;
 mod host;
-mod lane;
 mod manifest;
-mod pipeline;
 mod quantity;
 mod redis_child;
 mod reload;
 mod run_file;
+mod runner;
 mod screen;
 mod supervisor;
-mod suspects;
-mod telemetry;
 mod version;
 
 use std::process::ExitCode;
@@ -78,6 +75,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Verify(args) => commands::verify::run(&common, args).await,
         Verb::Doctor(args) => commands::doctor::run(&common, args).await,
         Verb::Bench(args) => commands::bench::run(&common, args).await,
+        Verb::RunApart => apart::serve(),
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct RawManifest {
     pub(crate) instances: Option<String>,
     pub(crate) concurrency: Option<RawConcurrency>,
     pub(crate) retries: Option<u32>,
-    pub(crate) crashes: Option<u64>,
+    pub(crate) crashes: Option<u32>,
     pub(crate) start: Option<String>,
     pub(crate) backoff: RawBackoff,
     pub(crate) limits: RawLimits,

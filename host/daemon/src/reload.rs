@@ -243,7 +243,7 @@ impl Folder {
 
     async fn install(&mut self, name: &str, version: Version) {
         let plugin = version.manifest.name.clone();
-        tracing::info!(plugin, digest = version.stamp.digest, "live");
+        tracing::info!(plugin, digest = version.terms.stamp.digest, "live");
         let before = self.memory.get_mut(name).and_then(|memory| memory.plugin.replace(plugin.clone()));
         if let Some(before) = before.filter(|before| *before != plugin) {
             tracing::warn!(

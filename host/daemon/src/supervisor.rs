@@ -4,23 +4,17 @@
 //! new lanes, after the old ones have finished. Removal pauses, never drops.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cofferdam_sandbox::Workers;
+use cofferdam_delivery::{Bells, Counters, Counts, DeliveryConfig, Gate, Lane, LaneParts, Mode, PluginBreaker, Reader};
 use cofferdam_streams::{LaneKeys, Store, redrive_stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::clock;
-use crate::config::DeliveryConfig;
-use crate::doorbell::Bells;
-use crate::lane::{Lane, LaneParts, LaneShared, Mode};
 use crate::manifest::{Manifest, StartRule, Subscribed};
-use crate::pipeline::{Reader, run};
-use crate::suspects::Suspects;
-use crate::telemetry::{Counters, Counts};
+use crate::runner::{PluginRunner, System};
 use crate::version::{Seat, Version};
 
 /// What a plugin is doing, for people.
@@ -59,7 +53,7 @@ pub(crate) struct PluginReport {
 struct RunningLane {
     mode: watch::Sender<Mode>,
     counters: Arc<Counters>,
-    tasks: Vec<JoinHandle<()>>,
+    task: JoinHandle<()>,
 }
 
 impl RunningLane {
@@ -94,6 +88,8 @@ pub(crate) struct Supervisor {
     delivery: DeliveryConfig,
     private_redis: bool,
     bells: Arc<Bells>,
+    /// Closed while Redis refuses writes.
+    gate: Arc<Gate>,
     inner: Mutex<Inner>,
     /// Rises with every change that others should hear of soon.
     changes: watch::Sender<u64>,
@@ -115,7 +111,16 @@ impl Supervisor {
         bells: Arc<Bells>,
     ) -> Self {
         let inner = Mutex::new(Inner::default());
-        Supervisor { store, consumer, delivery, private_redis, bells, inner, changes: watch::channel(0).0 }
+        Supervisor {
+            store,
+            consumer,
+            delivery,
+            private_redis,
+            bells,
+            gate: Arc::default(),
+            inner,
+            changes: watch::channel(0).0,
+        }
     }
 
     /// Hears of changes.
@@ -170,9 +175,8 @@ impl Supervisor {
         seat.swap(version.clone());
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let threads = manifest.concurrency.unwrap_or(cores);
-        let workers = Arc::new(Workers::new(&manifest.name, threads, run));
-        // Suspects do not wait behind what the lane has read ahead: theirs is a thread of its own, one at a time.
-        let apart = Arc::new(Workers::new(&manifest.name, 1, run));
+        let runner = Arc::new(PluginRunner::new(&manifest.name, threads, seat.clone()));
+        let breaker = Arc::new(PluginBreaker::new());
         let redrive = Subscribed {
             subscription: cofferdam_streams::Subscription::plain(&redrive_stream(&manifest.group)),
             start: StartRule::Oldest,
@@ -183,27 +187,25 @@ impl Supervisor {
             let counters = Arc::new(Counters::default());
             let keys = LaneKeys::new(&stream, &manifest.group);
             let subscriptions = || manifest.subscribed.iter().map(|sub| sub.subscription.clone());
-            let reader = || Reader::new(&keys, subscriptions());
-            let shared = Arc::new(LaneShared {
+            let (mode, modes) = watch::channel(Mode::Run);
+            let parts = LaneParts {
                 store: self.store.clone(),
-                keys: keys.clone(),
+                reader: Reader::new(&keys, subscriptions()),
+                keys,
                 plugin: manifest.name.as_str().into(),
                 consumer: self.consumer.clone(),
-                seat: seat.clone(),
-                workers: workers.clone(),
-                threads,
+                runner: runner.clone(),
+                surroundings: Arc::new(System),
                 counters: counters.clone(),
+                breaker: breaker.clone(),
+                gate: self.gate.clone(),
                 delivery: self.delivery,
-                reconcile: AtomicBool::new(false),
-                suspect: Mutex::new(None),
-            });
-            let (mode, modes) = watch::channel(Mode::Run);
-            let start = subscribed.start.resolve(clock::now_ms(), self.private_redis);
-            let bell = self.bells.listen(&stream);
-            let parts = LaneParts { shared: shared.clone(), start, reader: reader(), bell, mode: modes.clone() };
-            let suspects = Suspects { shared, workers: apart.clone(), reader: reader(), mode: modes };
-            let tasks = vec![tokio::spawn(Lane::new(parts).run()), tokio::spawn(suspects.run())];
-            lanes.insert(stream.to_string(), RunningLane { mode, counters, tasks });
+                start: subscribed.start.resolve(clock::now_ms(), self.private_redis),
+                bell: self.bells.listen(&stream),
+                mode: modes,
+            };
+            let task = tokio::spawn(Lane::new(parts).run());
+            lanes.insert(stream.to_string(), RunningLane { mode, counters, task });
         }
         RunningPlugin { seat, lanes, paused: false, since_ms: clock::now_ms(), past, version }
     }
@@ -259,7 +261,11 @@ impl Supervisor {
     /// The digest of a plugin's live version.
     pub(crate) fn live_digest(&self, name: &str) -> Option<String> {
         let inner = self.locked();
-        inner.running.get(name).filter(|running| !running.paused).map(|running| running.version.stamp.digest.clone())
+        inner
+            .running
+            .get(name)
+            .filter(|running| !running.paused)
+            .map(|running| running.version.terms.stamp.digest.clone())
     }
 
     /// The streams that are read and written here: those to be trimmed.
@@ -288,12 +294,16 @@ impl Supervisor {
             let manifest = &running.version.manifest;
             let detail = match running.paused {
                 true if note.detail.is_empty() => String::from("its file is gone; put it back to go on"),
-                _ => note.detail,
+                true => note.detail,
+                false => {
+                    let held_back = running.lanes.values().map(|lane| lane.counters.held_back());
+                    held_back.chain([note.detail]).filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
+                }
             };
             reports.push(PluginReport {
                 name: name.clone(),
                 state: if running.paused { State::Paused } else { State::Running },
-                digest: running.version.stamp.digest.clone(),
+                digest: running.version.terms.stamp.digest.clone(),
                 group: manifest.group.clone(),
                 subscribe: manifest.route.subscribe().to_vec(),
                 emit: manifest.route.emit().to_vec(),
@@ -346,8 +356,8 @@ async fn stop(running: RunningPlugin) -> Counts {
     let mut past = running.past;
     running.lanes.values().for_each(|lane| lane.tell(Mode::Stop));
     for lane in running.lanes.into_values() {
-        for task in lane.tasks {
-            let _ = task.await;
+        if let Err(error) = lane.task.await {
+            tracing::error!(%error, "a bug of the host: a lane ended early; what it held is taken over by others");
         }
         past.add(&lane.counters.counts());
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use cofferdam_delivery::Terms;
 use cofferdam_sandbox::{Digest, Engine, Instances, Limits, Plugin, PluginSpec};
 use cofferdam_streams::VersionStamp;
 
@@ -23,7 +24,12 @@ pub(crate) struct Candidate {
 #[derive(Debug)]
 pub(crate) struct Version {
     pub(crate) manifest: Manifest,
-    pub(crate) stamp: Arc<VersionStamp>,
+    /// What its deliveries go by.
+    pub(crate) terms: Arc<Terms>,
+    /// What it is granted.
+    pub(crate) limits: Limits,
+    /// Its code, for the process that suspects run in.
+    pub(crate) wasm: Arc<[u8]>,
     pub(crate) plugin: Arc<Plugin>,
 }
 
@@ -86,7 +92,9 @@ pub(crate) fn admit(engine: &Engine, config: &Config, candidate: &Candidate) -> 
         route: manifest.route.clone(),
     };
     let plugin = Plugin::load(engine, &candidate.wasm, spec).map_err(|error| refuse("load", error))?;
-    Ok(Version { manifest, stamp: Arc::new(stamp), plugin: Arc::new(plugin) })
+    let terms =
+        Terms { stamp: Arc::new(stamp), retry: manifest.retry, message_bytes_max: manifest.limits.message_bytes };
+    Ok(Version { manifest, terms: Arc::new(terms), limits, wasm: candidate.wasm.clone(), plugin: Arc::new(plugin) })
 }
 
 /// The smaller of what the manifest requests and what the operator grants; a stream or a mode that is not granted is refused.

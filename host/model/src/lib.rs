@@ -15,13 +15,14 @@
 //!                    Commit · RetryAfter · DeadLetter · Release · LeavePending ◀┘
 //! ```
 //!
-//! Read in this order: [`message`], [`outcome`], [`policy`], [`verdict`], [`dead_letter`], [`route`], [`invariants`].
+//! Read in this order: [`message`], [`outcome`], [`policy`], [`verdict`], [`breaker`], [`dead_letter`], [`route`], [`invariants`].
 
 #![deny(
     clippy::wildcard_enum_match_arm,
     reason = "a new outcome must break the build until someone decides what becomes of it"
 )]
 
+pub mod breaker;
 pub mod dead_letter;
 pub mod invariants;
 pub mod message;
@@ -30,9 +31,10 @@ pub mod policy;
 pub mod route;
 pub mod verdict;
 
+pub use breaker::Breaker;
 pub use dead_letter::{Attempt, DeadLetter, ReasonCode};
 pub use message::{Delivery, EntryId, Message, Token};
 pub use outcome::{Blame, Event, Fault, Outcome};
 pub use policy::{Backoff, RetryPolicy};
 pub use route::{Route, RouteError, StreamPattern};
-pub use verdict::{Verdict, decide};
+pub use verdict::{HostState, Situation, Verdict, decide};

@@ -126,14 +126,26 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Which charged try this is: 1 for the first.
+    /// Which charged try this is: 1 for the first. Deaths of the process that ran it are counted apart.
     pub fn attempt(&self) -> u32 {
-        u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1)
+        let charged = self.attempts.len() - self.deaths() as usize;
+        u32::try_from(charged).unwrap_or(u32::MAX).saturating_add(1)
     }
 
-    /// How many hosts have died while they held it: every claim that neither a charged attempt nor a release explains.
-    pub fn crashes(&self) -> u64 {
+    /// How often a process has died that ran this message and nothing else: evidence against it alone.
+    pub fn deaths(&self) -> u32 {
+        let deaths = self.attempts.iter().filter(|attempt| attempt.code == crate::ReasonCode::HostCrashes).count();
+        u32::try_from(deaths).unwrap_or(u32::MAX)
+    }
+
+    /// Claims that neither an attempt nor a release explains: hosts that held it, with whatever else, and fell silent.
+    pub fn silent_hosts(&self) -> u64 {
         self.token.0.saturating_sub(1 + self.attempts.len() as u64 + u64::from(self.releases))
+    }
+
+    /// Whether it may be what killed a process before: then it runs apart, where its death harms nobody.
+    pub fn is_suspect(&self) -> bool {
+        self.silent_hosts() > 0 || self.deaths() > 0
     }
 }
 

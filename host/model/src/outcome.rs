@@ -45,6 +45,8 @@ pub enum Blame {
     Plugin,
     /// The message can never be handled: dead-lettered at once.
     Message,
+    /// A process died of it: tried again apart, up to `crashes` times; no attempt of the handler's is charged.
+    Crash,
     /// The host could not make the call (no instance free, shutting down, its own error): not charged, given back.
     Host,
 }
@@ -104,11 +106,17 @@ pub enum Fault {
         /// The limit in force.
         limit: u32,
     },
-    /// Hosts died while they held this message alone, more often than `crashes` allows.
-    #[error("{crashes} hosts died while they held this message")]
+    /// The process that ran it, and nothing beside it, died.
+    #[error("its process died with it: {text}")]
+    ProcessDied {
+        /// How it died.
+        text: String,
+    },
+    /// Far more hosts fell silent while they held this message than chance explains.
+    #[error("{hosts} hosts died while they held this message")]
     HostCrashes {
         /// How many.
-        crashes: u64,
+        hosts: u64,
     },
     /// The host could not make the call.
     #[error("the host could not run the handler: {text}")]
@@ -128,6 +136,7 @@ impl Fault {
             Fault::Malformed { .. } | Fault::TooLarge { .. } | Fault::Loop { .. } | Fault::HostCrashes { .. } => {
                 Blame::Message
             }
+            Fault::ProcessDied { .. } => Blame::Crash,
             Fault::Host { .. } => Blame::Host,
         }
     }
@@ -142,7 +151,7 @@ impl Fault {
             Fault::Malformed { .. } => ReasonCode::Malformed,
             Fault::TooLarge { .. } => ReasonCode::TooLarge,
             Fault::Loop { .. } => ReasonCode::Loop,
-            Fault::HostCrashes { .. } => ReasonCode::HostCrashes,
+            Fault::ProcessDied { .. } | Fault::HostCrashes { .. } => ReasonCode::HostCrashes,
             Fault::Host { .. } => ReasonCode::Host,
         }
     }
@@ -158,6 +167,7 @@ impl Fault {
             | Fault::Malformed { .. }
             | Fault::TooLarge { .. }
             | Fault::Loop { .. }
+            | Fault::ProcessDied { .. }
             | Fault::HostCrashes { .. }
             | Fault::Host { .. } => None,
         }

@@ -48,9 +48,20 @@ pub struct RetryPolicy {
     pub retries: u32,
     /// Waits between them.
     pub backoff: Backoff,
-    /// Host deaths that a message may be held at before it is dead-lettered unseen: the batch it first died in with its
-    /// neighbours, and then `crashes` times alone.
-    pub crashes: u64,
+    /// Deaths of a process that ran the message and nothing else, before it is dead-lettered.
+    pub crashes: u32,
+}
+
+/// Hosts that may fall silent while they hold a message, beyond [`RetryPolicy::crashes`], before it is dead-lettered unseen. A
+/// message held by so many, in batches and then alone, kills them before it ever reaches a process of its own; one that is merely
+/// unlucky is held by one or two.
+pub const SILENT_HOSTS_SPARE: u64 = 8;
+
+impl RetryPolicy {
+    /// Whether more hosts have died with a message in hand than chance explains.
+    pub fn is_host_killer(&self, silent_hosts: u64) -> bool {
+        silent_hosts > u64::from(self.crashes) + SILENT_HOSTS_SPARE
+    }
 }
 
 impl Default for RetryPolicy {

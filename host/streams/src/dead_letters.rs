@@ -152,7 +152,7 @@ impl Store {
             call.arg(name).arg(value);
         }
         let r = Reply { command: "redrive" };
-        let id = r.text(script.send(&mut self.writes.clone(), &call).await?)?;
+        let id = r.text(script.send(&*self.writes, &call).await?)?;
         if id.is_empty() {
             return Ok(None);
         }

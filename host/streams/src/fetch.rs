@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Value;
-use redis::aio::ConnectionManager;
 
 use cofferdam_model::{Attempt, EntryId, Token};
 
+use crate::link::{Link, Through};
 use crate::reply::Reply;
 use crate::{LaneKeys, RawEntry, Store, StreamError, record, retry_consumer};
 
@@ -26,6 +26,42 @@ pub struct Taken {
     pub attempts: Vec<Attempt>,
     /// How often it was given back uncharged.
     pub releases: u32,
+}
+
+/// An entry in a consumer's hands, as one look saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// Its id.
+    pub id: EntryId,
+    /// Under which token it is held.
+    pub token: Token,
+    /// When it was last claimed or renewed, in milliseconds since 1970 by the server's clock; `None` when that is this very
+    /// millisecond, or lies in the future of a clock that was set back.
+    pub touched_ms: Option<u64>,
+}
+
+/// Who holds what in a group, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// The server's clock, in milliseconds since 1970.
+    pub now_ms: u64,
+    /// Parked entries.
+    pub parked: u64,
+    /// Other consumers, with what each of them holds.
+    pub holders: Vec<(Arc<str>, Vec<Watched>)>,
+    /// Other consumers that hold nothing, and for how long they have been idle.
+    pub idle: Vec<(String, Duration)>,
+}
+
+/// An entry whose holder is silent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// Its id.
+    pub id: EntryId,
+    /// Who holds it.
+    pub holder: Arc<str>,
+    /// Under which token.
+    pub token: Token,
 }
 
 /// A consumer of a group, as XINFO CONSUMERS tells it.
@@ -51,7 +87,8 @@ impl Store {
         single_stream(self.query(&command).await?)
     }
 
-    /// Takes over parked entries whose retry is due. Also says how many were found, those saved or buried included.
+    /// Takes over parked entries whose retry is due, or will be within `early`. Also says how many were found, those saved or
+    /// buried included.
     ///
     /// # Errors
     /// Whatever Redis answers.
@@ -60,12 +97,22 @@ impl Store {
         lane: &LaneKeys,
         me: &TakeFor<'_>,
         count: usize,
+        early: Duration,
     ) -> Result<(u64, Vec<Taken>), StreamError> {
-        let longest = cofferdam_model::policy::DELAY_MS_MAX;
-        self.take(lane, me, &retry_consumer(), longest, count).await
+        let script = &self.scripts.take;
+        let mut call = self.take_call(lane, me, &retry_consumer());
+        let early_ms = u64::try_from(early.as_millis()).unwrap_or(u64::MAX);
+        call.arg(cofferdam_model::policy::DELAY_MS_MAX.saturating_sub(early_ms))
+            .arg(count)
+            .arg(me.now)
+            .arg(me.plugin)
+            .arg(0);
+        taken(script.send(&*self.reads, &call).await?)
     }
 
-    /// Takes over one entry that `from` has held for longer than `lease` without a sign of life.
+    /// Takes over one entry that `from` holds under `token`, whatever its idle time: whoever asks has watched it for long
+    /// enough. Nothing when the holder has moved meanwhile. With the own consumer as `from`, the token rises all the same:
+    /// that is how a death of the process that ran it is put on record.
     ///
     /// # Errors
     /// Whatever Redis answers.
@@ -73,41 +120,64 @@ impl Store {
         &self,
         lane: &LaneKeys,
         me: &TakeFor<'_>,
-        from: &str,
-        lease: Duration,
-    ) -> Result<(u64, Vec<Taken>), StreamError> {
-        let idle = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-        self.take(lane, me, from, idle, 1).await
-    }
-
-    async fn take(
-        &self,
-        lane: &LaneKeys,
-        me: &TakeFor<'_>,
-        from: &str,
-        idle_ms: u64,
-        count: usize,
+        suspect: &Suspect,
     ) -> Result<(u64, Vec<Taken>), StreamError> {
         let script = &self.scripts.take;
+        let mut call = self.take_call(lane, me, &suspect.holder);
+        call.arg(0).arg(1).arg(me.now).arg(me.plugin).arg(1).arg(suspect.id.to_string()).arg(suspect.token.0);
+        taken(script.send(&*self.reads, &call).await?)
+    }
+
+    fn take_call(&self, lane: &LaneKeys, me: &TakeFor<'_>, from: &str) -> redis::Cmd {
         let dead = cofferdam_model::route::DEAD_LETTER_STREAM;
-        let mut call = script.call(&[&lane.stream, &lane.ledger, &lane.park, dead, &lane.redrive]);
-        call.arg(&*lane.group).arg(me.consumer).arg(from).arg(idle_ms).arg(count).arg(me.now).arg(me.plugin);
-        let r = Reply { command: "take" };
-        let mut items = r.array(script.send(&mut self.reads.clone(), &call).await?)?.into_iter();
-        let found = items.next().map_or(Ok(0), |count| r.count(&count))?;
-        let mut taken = Vec::with_capacity(items.len());
-        for item in items {
-            let mut parts = r.array(item)?.into_iter();
-            let (Some(id), Some(token), Some(past), Some(fields)) =
-                (parts.next(), parts.next(), parts.next(), parts.next())
-            else {
-                return Err(r.unexpected("an entry without its four parts"));
-            };
-            let (attempts, releases) = record::read(&r.text(past)?);
-            let entry = RawEntry { id: r.id(id)?, fields: r.fields(fields)? };
-            taken.push(Taken { entry, token: Token(r.count(&token)?), attempts, releases });
+        let mut call = self.scripts.take.call(&[&lane.stream, &lane.ledger, &lane.park, dead, &lane.redrive]);
+        call.arg(&*lane.group).arg(me.consumer).arg(from);
+        call
+    }
+
+    /// Looks at who holds what in a lane's group: for every consumer but `me` and the reserved one, its entries and when each was
+    /// last claimed or renewed.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn look(&self, lane: &LaneKeys, me: &str) -> Result<Look, StreamError> {
+        let r = Reply { command: "XPENDING" };
+        let consumers = self.consumers(lane).await?;
+        let reserved = retry_consumer();
+        let parked = consumers.iter().find(|consumer| consumer.name == reserved).map_or(0, |c| c.pending);
+        let others: Vec<ConsumerInfo> =
+            consumers.into_iter().filter(|other| !other.name.starts_with('~') && other.name != me).collect();
+        let mut pipe = redis::pipe();
+        // In one transaction: the idle times are as of exactly that time.
+        pipe.atomic().cmd("TIME");
+        for other in others.iter().filter(|other| other.pending > 0) {
+            pipe.cmd("XPENDING").arg(&*lane.stream).arg(&*lane.group).arg("-").arg("+").arg(SCAN_MAX).arg(&other.name);
         }
-        Ok((found, taken))
+        let mut replies = self.pipeline_of_reads::<Vec<Value>>(&pipe).await?.into_iter();
+        let mut time = r.array(replies.next().unwrap_or(Value::Nil))?.into_iter();
+        let (Some(seconds), Some(micros)) = (time.next(), time.next()) else {
+            return Err(r.unexpected("a time without its two parts"));
+        };
+        let now_ms = r.count(&seconds)? * 1_000 + r.count(&micros)? / 1_000;
+        let mut look = Look { now_ms, parked, holders: Vec::new(), idle: Vec::new() };
+        for other in others {
+            if other.pending == 0 {
+                look.idle.push((other.name, other.idle));
+                continue;
+            }
+            let mut held = Vec::new();
+            for item in r.array(replies.next().unwrap_or(Value::Nil))? {
+                let mut parts = r.array(item)?.into_iter();
+                let (Some(id), Some(idle), Some(count)) = (parts.next(), parts.nth(1), parts.next()) else {
+                    return Err(r.unexpected("a pending entry without its four parts"));
+                };
+                let idle_ms = r.count(&idle)?;
+                let touched_ms = (idle_ms > 0).then(|| now_ms.saturating_sub(idle_ms));
+                held.push(Watched { id: r.id(id)?, token: Token(r.count(&count)?), touched_ms });
+            }
+            look.holders.push((other.name.into(), held));
+        }
+        Ok(look)
     }
 
     /// How many entries are parked.
@@ -165,7 +235,7 @@ impl Store {
             call.arg(id.to_string()).arg(token.0);
         }
         let r = Reply { command: "heartbeat" };
-        let lost = r.array(script.send(&mut self.writes.clone(), &call).await?)?;
+        let lost = r.array(script.send(&*self.writes, &call).await?)?;
         lost.into_iter().map(|id| r.id(id)).collect()
     }
 
@@ -202,6 +272,26 @@ impl Store {
         }
         Ok(held)
     }
+}
+
+/// The reply of the script `take`.
+fn taken(reply: Value) -> Result<(u64, Vec<Taken>), StreamError> {
+    let r = Reply { command: "take" };
+    let mut items = r.array(reply)?.into_iter();
+    let found = items.next().map_or(Ok(0), |count| r.count(&count))?;
+    let mut taken = Vec::with_capacity(items.len());
+    for item in items {
+        let mut parts = r.array(item)?.into_iter();
+        let (Some(id), Some(token), Some(past), Some(fields)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(r.unexpected("an entry without its four parts"));
+        };
+        let (attempts, releases) = record::read(&r.text(past)?);
+        let entry = RawEntry { id: r.id(id)?, fields: r.fields(fields)? };
+        taken.push(Taken { entry, token: Token(r.count(&token)?), attempts, releases });
+    }
+    Ok((found, taken))
 }
 
 /// Entries of one consumer that a ranged XPENDING may return: more than any lane keeps in flight.
@@ -249,11 +339,7 @@ impl Doorbell {
     ///
     /// # Errors
     /// Whatever Redis answers; the doorbell can be asked again.
-    pub async fn wait(
-        &mut self,
-        connection: &mut ConnectionManager,
-        streams: &[Arc<str>],
-    ) -> Result<Vec<Arc<str>>, StreamError> {
+    pub async fn wait(&mut self, connection: &dyn Link, streams: &[Arc<str>]) -> Result<Vec<Arc<str>>, StreamError> {
         let r = Reply { command: "XREAD" };
         let fresh: Vec<Arc<str>> = streams.iter().filter(|stream| !self.seen.contains_key(*stream)).cloned().collect();
         if !fresh.is_empty() {
@@ -268,7 +354,7 @@ impl Doorbell {
         for stream in streams {
             command.arg(self.seen.get(stream).copied().unwrap_or_default().to_string());
         }
-        let reply: Value = command.query_async(connection).await?;
+        let reply: Value = command.query_async(&mut Through(connection)).await?;
         let mut rung = Vec::new();
         for item in r.array(reply)? {
             let name = r.array(item)?.into_iter().next().map_or(Ok(String::new()), |name| r.text(name))?;
@@ -279,7 +365,7 @@ impl Doorbell {
         Ok(rung)
     }
 
-    async fn advance(&mut self, connection: &mut ConnectionManager, streams: &[Arc<str>]) -> Result<(), StreamError> {
+    async fn advance(&mut self, connection: &dyn Link, streams: &[Arc<str>]) -> Result<(), StreamError> {
         if streams.is_empty() {
             return Ok(());
         }
@@ -288,7 +374,7 @@ impl Doorbell {
         for stream in streams {
             pipe.cmd("XREVRANGE").arg(&**stream).arg("+").arg("-").arg("COUNT").arg(1);
         }
-        let replies: Vec<Value> = pipe.query_async(connection).await?;
+        let replies: Vec<Value> = pipe.query_async(&mut Through(connection)).await?;
         for (stream, reply) in streams.iter().zip(replies) {
             let last = r.entries(reply)?.first().map_or(EntryId::ZERO, |entry| entry.id);
             let seen = self.seen.entry(stream.clone()).or_default();

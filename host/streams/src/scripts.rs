@@ -3,10 +3,10 @@
 //! A script is sent by its digest; a server that does not know it (restart, failover, `SCRIPT FLUSH`) is given the text and
 //! asked again. Never inside MULTI: there, `NOSCRIPT` does not stop the rest of the transaction.
 
-use redis::aio::ConnectionManager;
 use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
 
 use crate::StreamError;
+use crate::link::{Link, Through};
 
 /// One script: its text, and the sha1 under which Redis keeps it.
 #[derive(Debug)]
@@ -30,11 +30,11 @@ impl Script {
     }
 
     /// Sends a call, teaching the server the script when it does not know it.
-    pub(crate) async fn send(&self, connection: &mut ConnectionManager, call: &Cmd) -> Result<Value, StreamError> {
-        let mut result = connection.send_packed_command(call).await.and_then(Value::extract_error);
+    pub(crate) async fn send(&self, link: &dyn Link, call: &Cmd) -> Result<Value, StreamError> {
+        let mut result = link.send(call).await.and_then(Value::extract_error);
         if matches!(&result, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)) {
-            let () = redis::cmd("SCRIPT").arg("LOAD").arg(&self.text).query_async(connection).await?;
-            result = connection.send_packed_command(call).await.and_then(Value::extract_error);
+            let () = redis::cmd("SCRIPT").arg("LOAD").arg(&self.text).query_async(&mut Through(link)).await?;
+            result = link.send(call).await.and_then(Value::extract_error);
         }
         Ok(result?)
     }

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use cofferdam_model::dead_letter::{LOG_TAIL_BYTES_MAX, TEXT_BYTES_MAX, TRAP_BYTES_MAX, truncated};
 use cofferdam_model::policy::DELAY_MS_MAX;
 use cofferdam_model::route::DEAD_LETTER_STREAM;
-use cofferdam_model::{Attempt, Delivery, EntryId, Event, ReasonCode, Verdict};
+use cofferdam_model::{Attempt, Delivery, EntryId, Event, ReasonCode, Token, Verdict};
 
 use crate::fetch::SCAN_MAX;
 use crate::reply::Reply;
@@ -63,7 +63,7 @@ impl Decided {
         const OVERHEAD: usize = 400;
         match &self.verdict {
             Verdict::Commit { events } => events.iter().map(|event| event.payload.len() + OVERHEAD).sum::<usize>() + 64,
-            Verdict::RetryAfter { .. } | Verdict::Release => OVERHEAD * (self.delivery.attempts.len() + 2),
+            Verdict::RetryAfter { .. } | Verdict::Release { .. } => OVERHEAD * (self.delivery.attempts.len() + 2),
             Verdict::DeadLetter { .. } => self.delivery.message.payload.len() + 4 * OVERHEAD,
             Verdict::LeavePending => 0,
         }
@@ -118,7 +118,7 @@ impl Store {
         let of = |parks: bool| -> Vec<usize> {
             let wanted = |decided: &Decided| match decided.verdict {
                 Verdict::Commit { .. } | Verdict::DeadLetter { .. } => !parks,
-                Verdict::RetryAfter { .. } | Verdict::Release => parks,
+                Verdict::RetryAfter { .. } | Verdict::Release { .. } => parks,
                 Verdict::LeavePending => false,
             };
             batch.iter().enumerate().filter(|(_, decided)| wanted(decided)).map(|(index, _)| index).collect()
@@ -241,10 +241,10 @@ impl Store {
                     call.arg(-1);
                     write_dead_letter(&mut call, cx, decided, *code, text);
                 }
-                Verdict::RetryAfter { .. } | Verdict::Release | Verdict::LeavePending => {}
+                Verdict::RetryAfter { .. } | Verdict::Release { .. } | Verdict::LeavePending => {}
             }
         }
-        let reply = script.send(&mut self.writes.clone(), &call).await?;
+        let reply = script.send(&*self.writes, &call).await?;
         Code::read(&Reply { command: "settle" }, reply, members.len())
     }
 
@@ -258,10 +258,7 @@ impl Store {
         if indices.is_empty() {
             return Ok(());
         }
-        let lane = cx.lane;
-        let script = &self.scripts.park;
-        let mut call = script.call(&[&lane.stream, &lane.ledger, &lane.park]);
-        call.arg(&*lane.group).arg(cx.consumer).arg(retry_consumer()).arg(DELAY_MS_MAX).arg(indices.len());
+        let mut call = self.park_call(cx, indices.len());
         for decided in indices.iter().filter_map(|&index| batch.get(index)) {
             let delivery = &decided.delivery;
             call.arg(delivery.entry.to_string()).arg(delivery.token.0);
@@ -269,16 +266,19 @@ impl Store {
                 Verdict::RetryAfter { delay, code, text } => {
                     let mut attempts = delivery.attempts.clone();
                     attempts.push(attempt(cx, decided, *code, text));
-                    let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).min(DELAY_MS_MAX);
-                    call.arg(delay_ms).arg("retried").arg(record::write(&attempts, delivery.releases));
+                    let kind = if *code == ReasonCode::HostCrashes { "crashed" } else { "retried" };
+                    call.arg(delay_ms(*delay)).arg(kind).arg(record::write(&attempts, delivery.releases));
                 }
-                _ => {
-                    call.arg(0).arg("released").arg(record::write(&delivery.attempts, delivery.releases + 1));
+                Verdict::Release { delay } => {
+                    let past = record::write(&delivery.attempts, delivery.releases + 1);
+                    call.arg(delay_ms(*delay)).arg("released").arg(past);
+                }
+                Verdict::Commit { .. } | Verdict::DeadLetter { .. } | Verdict::LeavePending => {
+                    unreachable!("only what is to be parked was asked for")
                 }
             }
         }
-        let reply = script.send(&mut self.writes.clone(), &call).await?;
-        let codes = Code::read(&Reply { command: "park" }, reply, indices.len())?;
+        let codes = self.send_park(&call, indices.len()).await?;
         for (&index, code) in indices.iter().zip(codes) {
             let Some(decided) = batch.get(index) else { continue };
             let settled = match code {
@@ -296,6 +296,54 @@ impl Store {
         }
         Ok(())
     }
+}
+
+impl Store {
+    fn park_call(&self, cx: &SettleContext<'_>, count: usize) -> Cmd {
+        let lane = cx.lane;
+        let mut call = self.scripts.park.call(&[&lane.stream, &lane.ledger, &lane.park]);
+        call.arg(&*lane.group).arg(cx.consumer).arg(retry_consumer()).arg(DELAY_MS_MAX).arg(count);
+        call
+    }
+
+    async fn send_park(&self, call: &Cmd, count: usize) -> Result<Vec<Code>, StreamError> {
+        let reply = self.scripts.park.send(&*self.writes, call).await?;
+        Code::read(&Reply { command: "park" }, reply, count)
+    }
+
+    /// Gives back, uncharged and at once, what a leaving host holds and cannot finish. Says how many were still its own.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn give_back(&self, cx: &SettleContext<'_>, held: &[Holding]) -> Result<usize, StreamError> {
+        let mut given = 0;
+        for part in held.chunks(GIVE_BACK_MAX) {
+            let mut call = self.park_call(cx, part.len());
+            for one in part {
+                let past = record::write(&one.attempts, one.releases + 1);
+                call.arg(one.entry.to_string()).arg(one.token.0).arg(0).arg("released").arg(past);
+            }
+            let codes = self.send_park(&call, part.len()).await?;
+            given += codes.into_iter().filter(|code| *code == Code::Done).count();
+        }
+        Ok(given)
+    }
+}
+
+/// Entries that one call gives back.
+const GIVE_BACK_MAX: usize = 500;
+
+/// What a host must know of an entry in its hands to give it back.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// The entry.
+    pub entry: EntryId,
+    /// The fence.
+    pub token: Token,
+    /// Its charged attempts.
+    pub attempts: Vec<Attempt>,
+    /// How often it was given back before.
+    pub releases: u32,
 }
 
 /// What a script says of one message.
@@ -326,13 +374,17 @@ impl Code {
     }
 }
 
+fn delay_ms(delay: Duration) -> u64 {
+    u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).min(DELAY_MS_MAX)
+}
+
 fn settled(verdict: &Verdict) -> Settled {
     match verdict {
         Verdict::Commit { events } if events.is_empty() => Settled::Filtered,
         Verdict::Commit { events } => Settled::Committed { outputs: u32::try_from(events.len()).unwrap_or(u32::MAX) },
         Verdict::RetryAfter { code, .. } => Settled::Retried(*code),
         Verdict::DeadLetter { code, .. } => Settled::Dead(*code),
-        Verdict::Release => Settled::Released,
+        Verdict::Release { .. } => Settled::Released,
         Verdict::LeavePending => Settled::Left,
     }
 }

@@ -1,20 +1,14 @@
 //! Connections, and what kind of server stands at their other end.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::StreamError;
 use crate::keys::{FORMAT, FORMAT_KEY};
+use crate::link::{Link, RedisServer, Server, Through};
 use crate::reply::Reply;
 use crate::scripts::Scripts;
-
-/// Longest wait for a reply. The client's default of 500 ms is shorter than a slow fsync, and a blocking read needs its
-/// block time on top: 2 s, so that shutdown and failover are noticed.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a server says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,28 +31,18 @@ pub struct ServerFacts {
     pub role: String,
 }
 
-/// A Redis server, by two connections: reads and settles do not wait for one another's replies.
+/// A server, by two connections: reads and settles do not wait for one another's replies.
 #[derive(Clone)]
 pub struct Store {
-    pub(crate) reads: ConnectionManager,
-    pub(crate) writes: ConnectionManager,
-    pub(crate) client: redis::Client,
+    pub(crate) reads: Arc<dyn Link>,
+    pub(crate) writes: Arc<dyn Link>,
+    server: Arc<dyn Server>,
     pub(crate) scripts: Arc<Scripts>,
-}
-
-/// How every connection of a store behaves. A broken one is opened again by itself; what was under way on it fails.
-fn connection_config() -> ConnectionManagerConfig {
-    ConnectionManagerConfig::new()
-        .set_response_timeout(Some(RESPONSE_TIMEOUT))
-        .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        .set_min_delay(Duration::from_millis(50))
-        .set_max_delay(Duration::from_secs(1))
-        .set_number_of_retries(2)
 }
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("at", &self.client.get_connection_info().addr().to_string()).finish()
+        f.debug_struct("Store").field("at", &self.address()).finish()
     }
 }
 
@@ -69,16 +53,21 @@ impl Store {
     /// [`StreamError::Unreachable`] when nothing answers, [`StreamError::Denied`] when the password is wrong, and
     /// [`StreamError::Rejected`] when the url cannot be read.
     pub async fn connect(url: &str) -> Result<Self, StreamError> {
-        let client = redis::Client::open(url)?;
-        let config = connection_config();
-        let reads = client.get_connection_manager_with_config(config.clone()).await?;
-        let writes = client.get_connection_manager_with_config(config).await?;
-        Ok(Store { reads, writes, client, scripts: Arc::new(Scripts::new()) })
+        Store::open(Arc::new(RedisServer::new(url)?)).await
+    }
+
+    /// Connects to a server, whatever kind it is.
+    ///
+    /// # Errors
+    /// Whatever opening a connection gives.
+    pub async fn open(server: Arc<dyn Server>) -> Result<Self, StreamError> {
+        let (reads, writes) = (server.open().await?, server.open().await?);
+        Ok(Store { reads, writes, server, scripts: Arc::new(Scripts::new()) })
     }
 
     /// Where this store is, for people.
     pub fn address(&self) -> String {
-        self.client.get_connection_info().addr().to_string()
+        self.server.address()
     }
 
     /// Sends one command on the reading connection. For commands without a method of their own.
@@ -86,7 +75,7 @@ impl Store {
     /// # Errors
     /// Whatever Redis answers.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StreamError> {
-        Ok(command.query_async(&mut self.reads.clone()).await?)
+        Ok(command.query_async(&mut Through(&*self.reads)).await?)
     }
 
     /// Sends several commands in one go on the writing connection; their replies in order.
@@ -94,7 +83,15 @@ impl Store {
     /// # Errors
     /// The first error among the replies.
     pub async fn pipeline<T: FromRedisValue>(&self, commands: &redis::Pipeline) -> Result<T, StreamError> {
-        Ok(commands.query_async(&mut self.writes.clone()).await?)
+        Ok(commands.query_async(&mut Through(&*self.writes)).await?)
+    }
+
+    /// The same on the reading connection, for commands that only look.
+    pub(crate) async fn pipeline_of_reads<T: FromRedisValue>(
+        &self,
+        commands: &redis::Pipeline,
+    ) -> Result<T, StreamError> {
+        Ok(commands.query_async(&mut Through(&*self.reads)).await?)
     }
 
     /// Asks the server what it is.
@@ -199,7 +196,7 @@ impl Store {
         let script = &self.scripts.drop_consumer;
         let mut call = script.call(&[stream]);
         call.arg(group).arg(consumer);
-        let reply = script.send(&mut self.writes.clone(), &call).await?;
+        let reply = script.send(&*self.writes, &call).await?;
         Ok(Reply { command: "drop_consumer" }.int(&reply)? == 1)
     }
 
@@ -240,14 +237,14 @@ impl Store {
     /// # Errors
     /// Whatever Redis answers.
     pub async fn wait_for(
-        connection: &mut ConnectionManager,
+        connection: &dyn Link,
         stream: &str,
         after: &str,
         count: usize,
     ) -> Result<Vec<crate::RawEntry>, StreamError> {
         let mut command = redis::cmd("XREAD");
         command.arg("BLOCK").arg(2_000).arg("COUNT").arg(count).arg("STREAMS").arg(stream).arg(after);
-        let reply: Value = command.query_async(connection).await?;
+        let reply: Value = command.query_async(&mut Through(connection)).await?;
         crate::fetch::single_stream(reply)
     }
 
@@ -255,7 +252,7 @@ impl Store {
     ///
     /// # Errors
     /// Whatever the connection attempt gives.
-    pub async fn further_connection(&self) -> Result<ConnectionManager, StreamError> {
-        Ok(self.client.get_connection_manager_with_config(connection_config()).await?)
+    pub async fn further_connection(&self) -> Result<Arc<dyn Link>, StreamError> {
+        self.server.open().await
     }
 }

@@ -77,7 +77,7 @@ impl Store {
         loop {
             let mut call = script.call(&[stream]);
             call.arg(retention.entries).arg(&oldest).arg(TRIM_STEP).arg(&retention.ignored_groups);
-            let reply = r.array(script.send(&mut self.writes.clone(), &call).await?)?;
+            let reply = r.array(script.send(&*self.writes, &call).await?)?;
             let [removed, blocker, excess] = reply.try_into().map_err(|_| r.unexpected("not three parts"))?;
             let removed = r.count(&removed)?;
             total.removed += removed;

@@ -114,7 +114,7 @@ fn check(config: &crate::config::Config, candidate: &Candidate) -> Result<(Strin
     let memory_bytes_max = 1 << 30;
     let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max })?;
     match admit(&engine, config, candidate) {
-        Ok(version) => Ok((version.manifest.name.clone(), version.stamp.digest.clone())),
+        Ok(version) => Ok((version.manifest.name.clone(), version.terms.stamp.digest.clone())),
         Err(refusal) => bail!(Failed(format!("refused at the step \"{}\": {}", refusal.step, refusal.text))),
     }
 }

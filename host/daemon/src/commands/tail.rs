@@ -208,11 +208,11 @@ async fn follow_one(
     mut after: EntryId,
     entries: mpsc::Sender<(String, RawEntry)>,
 ) -> Result<(), StreamError> {
-    let mut connection = store.further_connection().await?;
+    let connection = store.further_connection().await?;
     let mut pause = PAUSE_MIN;
     let mut told = false;
     loop {
-        match Store::wait_for(&mut connection, &stream, &after.to_string(), PAGE).await {
+        match Store::wait_for(&*connection, &stream, &after.to_string(), PAGE).await {
             Ok(page) => {
                 if told {
                     note("redis answers again");

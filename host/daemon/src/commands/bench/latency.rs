@@ -42,11 +42,11 @@ async fn measure_one(arm: Arm, lines: &[String], lasts: Duration, fsync: &str) -
     let (url, lines, noted) = (server.url.clone(), lines.to_vec(), meant.clone());
     let publishing = tokio::task::spawn_blocking(move || publish(&url, &lines, lasts, &noted));
     let mut histogram = hdrhistogram::Histogram::<u64>::new(3)?;
-    let mut connection = server.store.further_connection().await?;
+    let connection = server.store.further_connection().await?;
     let mut after = String::from("0-0");
     let until = began + lasts + Duration::from_millis(500);
     while Instant::now() < until {
-        let entries = Store::wait_for(&mut connection, OUTPUT, &after, 100).await?;
+        let entries = Store::wait_for(&*connection, OUTPUT, &after, 100).await?;
         let seen = Instant::now();
         for entry in entries {
             after = entry.id.to_string();

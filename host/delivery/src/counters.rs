@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// What one lane has done since the host started.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub struct Counters {
     received: AtomicU64,
     committed: AtomicU64,
     filtered: AtomicU64,
@@ -22,30 +22,41 @@ pub(crate) struct Counters {
     outputs: AtomicU64,
     /// Failures by reason, retried or dead.
     reasons: Mutex<BTreeMap<ReasonCode, u64>>,
+    /// Why the lane does not read at the moment; empty when it does.
+    held_back: Mutex<String>,
 }
 
 /// The counters at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Counts {
-    pub(crate) received: u64,
-    pub(crate) committed: u64,
-    pub(crate) filtered: u64,
-    pub(crate) retried: u64,
-    pub(crate) released: u64,
-    pub(crate) dead: u64,
-    pub(crate) lost_lease: u64,
-    pub(crate) outputs: u64,
-    pub(crate) reasons: BTreeMap<String, u64>,
+pub struct Counts {
+    /// Deliveries that have come in.
+    pub received: u64,
+    /// Committed with outputs.
+    pub committed: u64,
+    /// Committed without outputs.
+    pub filtered: u64,
+    /// Charged and parked.
+    pub retried: u64,
+    /// Given back uncharged.
+    pub released: u64,
+    /// Dead-lettered.
+    pub dead: u64,
+    /// Settled by nobody here: another host holds them now.
+    pub lost_lease: u64,
+    /// Outputs written.
+    pub outputs: u64,
+    /// Failures by reason.
+    pub reasons: BTreeMap<String, u64>,
 }
 
 impl Counters {
     /// A delivery has come in.
-    pub(crate) fn received(&self, count: u64) {
+    pub fn received(&self, count: u64) {
         self.received.fetch_add(count, Ordering::Relaxed);
     }
 
     /// A delivery has been settled.
-    pub(crate) fn settled(&self, settled: Settled) {
+    pub fn settled(&self, settled: Settled) {
         let counter = match settled {
             Settled::Committed { outputs } => {
                 self.outputs.fetch_add(u64::from(outputs), Ordering::Relaxed);
@@ -61,10 +72,22 @@ impl Counters {
                 &self.dead
             }
             Settled::Released => &self.released,
-            Settled::LeaseLost => &self.lost_lease,
-            Settled::Left => return,
+            Settled::LeaseLost | Settled::Left => &self.lost_lease,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The lane does not read, and this is why; an empty text says that it reads again.
+    pub fn hold_back(&self, why: &str) {
+        let mut held_back = self.held_back.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *held_back != why {
+            why.clone_into(&mut held_back);
+        }
+    }
+
+    /// Why the lane does not read at the moment; empty when it does.
+    pub fn held_back(&self) -> String {
+        self.held_back.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     fn count_reason(&self, code: ReasonCode) {
@@ -73,7 +96,7 @@ impl Counters {
     }
 
     /// The counters now.
-    pub(crate) fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Counts {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let reasons = self.reasons.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Counts {
@@ -92,13 +115,13 @@ impl Counters {
 
 impl Counts {
     /// Deliveries that have come in and are not settled.
-    pub(crate) fn in_flight(&self) -> u64 {
+    pub fn in_flight(&self) -> u64 {
         let settled = self.committed + self.filtered + self.retried + self.released + self.dead + self.lost_lease;
         self.received.saturating_sub(settled)
     }
 
     /// Adds another lane's counts.
-    pub(crate) fn add(&mut self, other: &Counts) {
+    pub fn add(&mut self, other: &Counts) {
         for (mine, theirs) in [
             (&mut self.received, other.received),
             (&mut self.committed, other.committed),

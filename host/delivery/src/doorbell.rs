@@ -9,14 +9,14 @@ use tokio::sync::{Notify, watch};
 
 /// The bells of all streams that somebody listens to.
 #[derive(Debug, Default)]
-pub(crate) struct Bells {
+pub struct Bells {
     by_stream: Mutex<BTreeMap<Arc<str>, watch::Sender<u64>>>,
     more: Notify,
 }
 
 impl Bells {
     /// Listens to a stream's bell.
-    pub(crate) fn listen(&self, stream: &Arc<str>) -> watch::Receiver<u64> {
+    pub fn listen(&self, stream: &Arc<str>) -> watch::Receiver<u64> {
         let mut bells = self.by_stream.lock().unwrap_or_else(PoisonError::into_inner);
         let bell = bells.entry(stream.clone()).or_insert_with(|| watch::channel(0).0);
         self.more.notify_one();
@@ -37,7 +37,7 @@ impl Bells {
     }
 
     /// Rings for as long as the host lives.
-    pub(crate) async fn run(self: Arc<Self>, store: Store) {
+    pub async fn run(self: Arc<Self>, store: Store) {
         let mut doorbell = Doorbell::new();
         let mut pause = Duration::from_millis(100);
         let mut connection = None;
@@ -61,7 +61,7 @@ impl Bells {
                 Some(open) => Ok(open),
                 None => store.further_connection().await,
             };
-            let mut open = match open {
+            let open = match open {
                 Ok(open) => open,
                 Err(error) => {
                     tracing::debug!(%error, "the doorbell has no connection yet");
@@ -71,7 +71,7 @@ impl Bells {
                 }
             };
             tokio::select! {
-                rung = doorbell.wait(&mut open, &streams) => match rung {
+                rung = doorbell.wait(&*open, &streams) => match rung {
                     Ok(rung) => {
                         pause = Duration::from_millis(100);
                         rung.iter().for_each(|stream| self.ring(stream));

@@ -1,0 +1,145 @@
+//! Running deliveries with wasmtime: on the plugin's own threads, and suspects in a process of their own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cofferdam_delivery::{Job, Runner, Surroundings, Terms};
+use cofferdam_model::{Fault, Message, Outcome};
+use cofferdam_sandbox::{Call, LogLevel, LogLine, Refused, Report, Slot, Workers};
+use cofferdam_streams::Evidence;
+
+use crate::apart::Apart;
+use crate::clock;
+use crate::screen::safe;
+use crate::version::Seat;
+
+/// Results are handed back at least this often, so that a slow message does not hold up its neighbours' settle.
+const HAND_BACK_AFTER: Duration = Duration::from_millis(1);
+
+/// Runs the deliveries of one plugin.
+pub(crate) struct PluginRunner {
+    seat: Arc<Seat>,
+    workers: Workers<Job>,
+    /// One thread, which talks to the process that suspects run in.
+    apart: Workers<Job>,
+    threads: usize,
+}
+
+impl PluginRunner {
+    /// For the plugin `name`, on at most `threads` threads.
+    pub(crate) fn new(name: &str, threads: usize, seat: Arc<Seat>) -> Self {
+        let here = seat.clone();
+        let workers = Workers::new(name, threads, move |slot: &mut Slot, job| run(slot, &here, job));
+        let (there, process) = (seat.clone(), Apart::default());
+        let apart = Workers::new(name, 1, move |_: &mut Slot, job| run_apart(&process, &there, job));
+        PluginRunner { seat, workers, apart, threads }
+    }
+}
+
+impl Runner for PluginRunner {
+    fn terms(&self) -> Option<Arc<Terms>> {
+        self.seat.current().map(|version| version.terms.clone())
+    }
+
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn submit(&self, job: Job) -> Result<(), Job> {
+        self.workers.submit(job).map_err(|Refused(job)| job)
+    }
+
+    fn submit_apart(&self, job: Job) -> Result<(), Job> {
+        self.apart.submit(job).map_err(|Refused(job)| job)
+    }
+}
+
+/// The wall clock and the system's random numbers.
+pub(crate) struct System;
+
+impl Surroundings for System {
+    fn now_ms(&self) -> u64 {
+        clock::now_ms()
+    }
+
+    fn random(&self) -> f64 {
+        rand::random()
+    }
+}
+
+/// Runs a job on a plugin's own thread.
+fn run(slot: &mut Slot, seat: &Seat, mut job: Job) {
+    let mut handed_back = Instant::now();
+    while let Some(delivery) = job.current() {
+        // One version for the whole call, whatever is swapped meanwhile.
+        let Some(version) = seat.current() else { return };
+        if job.is_stopping() {
+            return;
+        }
+        die_if_told(&delivery.message);
+        let call = Call { message: &delivery.message, attempt: delivery.attempt(), started_ms: clock::now_ms() };
+        let report = cofferdam_sandbox::invoke(&version.plugin, slot, &call);
+        finish(&mut job, &version.manifest.name, report, version.terms.clone());
+        if handed_back.elapsed() >= HAND_BACK_AFTER {
+            handed_back = Instant::now();
+            job.hand_back();
+        }
+    }
+}
+
+/// Runs a job of suspects, each alone in another process.
+fn run_apart(process: &Apart, seat: &Seat, mut job: Job) {
+    while let Some(delivery) = job.current() {
+        let Some(version) = seat.current() else { return };
+        if job.is_stopping() {
+            return;
+        }
+        match process.run(&version, delivery, clock::now_ms()) {
+            Ok(report) => finish(&mut job, &version.manifest.name, report, version.terms.clone()),
+            Err(fault) => job.finish(Err(fault), Some(version.terms.clone()), Evidence::default()),
+        }
+        job.hand_back();
+    }
+}
+
+fn finish(job: &mut Job, plugin: &str, report: Report, terms: Arc<Terms>) {
+    let Some(delivery) = job.current() else { return };
+    log_lines(plugin, &delivery.message, &report.log);
+    let failed = !matches!(report.result, Ok(Outcome::Events(_)));
+    let evidence = Evidence {
+        took: report.took,
+        memory_bytes: report.memory_bytes,
+        backtrace: report.result.as_ref().err().and_then(Fault::backtrace).unwrap_or_default().to_owned(),
+        log_tail: if failed { tail(&report.log) } else { String::new() },
+    };
+    job.finish(report.result, Some(terms), evidence);
+}
+
+/// What a handler logs goes to the host's log, one line each, with the plugin and the message.
+fn log_lines(plugin: &str, message: &Message, lines: &[LogLine]) {
+    for LogLine { level, line } in lines {
+        let (line, id) = (safe(line), message.id);
+        match level {
+            LogLevel::Error => tracing::error!(target: "plugin", plugin, %id, "{line}"),
+            LogLevel::Warn => tracing::warn!(target: "plugin", plugin, %id, "{line}"),
+            LogLevel::Info => tracing::info!(target: "plugin", plugin, %id, "{line}"),
+            LogLevel::Debug => tracing::debug!(target: "plugin", plugin, %id, "{line}"),
+        }
+    }
+}
+
+fn tail(lines: &[LogLine]) -> String {
+    let last = lines.iter().rev().take(20).map(|line| line.line.as_str()).collect::<Vec<_>>();
+    last.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+/// Nothing that a guest does ends its host, as far as we know. For the tests of what happens when something does.
+#[cfg(not(feature = "mutants"))]
+pub(crate) fn die_if_told(_message: &Message) {}
+
+#[cfg(feature = "mutants")]
+pub(crate) fn die_if_told(message: &Message) {
+    if message.payload.contains(r#""do":"kill-host""#) {
+        std::process::abort();
+    }
+}
