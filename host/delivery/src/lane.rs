@@ -593,7 +593,7 @@ impl Lane {
         let look = match look {
             Ok(look) => look,
             Err(error) => {
-                self.watch.forget();
+                self.watch.forget(Instant::now(), self.parts.delivery.lease);
                 self.suspects.clear();
                 tracing::debug!(stream = %self.parts.keys.stream, %error, "cannot look for suspects now");
                 return;
@@ -635,7 +635,7 @@ impl Lane {
         self.news = true;
         // The request may have been carried out, wholly or in part: then Redis believes that we hold entries.
         self.reconcile = true;
-        self.watch.forget();
+        self.watch.forget(Instant::now(), self.parts.delivery.lease);
         self.suspects.clear();
         self.end_probe(None);
         match error.remedy() {

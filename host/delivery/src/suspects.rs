@@ -1,9 +1,9 @@
 //! Suspects: entries whose holder has been silent for a whole lease.
 //!
-//! Silence is measured by this host's own monotonic clock: an entry is a suspect when nobody has claimed or renewed it between
-//! looks that span a lease, whatever the idle times say. A server whose clock is stepped makes idle times useless in both
-//! directions: an hour forward and everything looks abandoned, two hours back and nothing does for two hours. And what was silent
-//! because Redis itself could not be reached starts anew: its holders could not renew it.
+//! Redis's idle times tell, as long as its clock and its connections can be trusted. After an outage, or a step of the server's
+//! clock, they cannot: everything looks abandoned at once, or (a clock that was set back by two hours) nothing does for two hours.
+//! Then silence is measured by this host's own monotonic clock: what nobody has claimed or renewed between looks that span a lease.
+//! A wrong guess costs a second run, of which one is refused; nobody is charged for it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -19,11 +19,14 @@ pub(crate) struct Watch {
     seen: BTreeMap<(Arc<str>, EntryId), Seen>,
     /// The last look: our clock, and the server's.
     last: Option<(Instant, u64)>,
+    /// Until when idle times mean nothing.
+    distrust_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     token: Token,
+    /// When it was last touched, in milliseconds by the server's clock; `None` for this very millisecond, or the future.
     touched_ms: Option<u64>,
     since: Instant,
 }
@@ -42,10 +45,11 @@ pub(crate) struct Noticed {
 const STEP_MIN: Duration = Duration::from_secs(2);
 
 impl Watch {
-    /// What was seen before a failure of Redis says nothing: nobody could renew anything.
-    pub(crate) fn forget(&mut self) {
+    /// Redis could not be reached: nobody could renew anything.
+    pub(crate) fn forget(&mut self, now: Instant, lease: Duration) {
         self.seen.clear();
         self.last = None;
+        self.distrust_until = Some(now + lease);
     }
 
     /// Takes in a look at `now`.
@@ -61,19 +65,25 @@ impl Watch {
             if ours > lease {
                 self.seen.clear();
             }
+            if ours > lease || noticed.set_forward.is_some() {
+                self.distrust_until = Some(now + lease);
+            }
         }
         self.last = Some((now, look.now_ms));
         let mut seen = BTreeMap::new();
         for (holder, held) in look.holders {
             for entry in held {
                 let key = (holder.clone(), entry.id);
+                let idle_ms = u64::try_from(entry.idle.as_millis()).unwrap_or(u64::MAX);
+                let touched_ms = (idle_ms > 0).then(|| look.now_ms.saturating_sub(idle_ms));
                 let untouched =
-                    |before: &Seen| before.token == entry.token && same(before.touched_ms, entry.touched_ms, lease);
+                    |before: &Seen| before.token == entry.token && same(before.touched_ms, touched_ms, lease);
                 let since = self.seen.get(&key).filter(|before| untouched(before)).map_or(now, |before| before.since);
-                if now - since >= lease {
+                let trusted = self.distrust_until.is_none_or(|until| now >= until);
+                if now - since >= lease || (trusted && entry.idle >= lease) {
                     noticed.suspects.push_back(Suspect { id: entry.id, holder: holder.clone(), token: entry.token });
                 }
-                seen.insert(key, Seen { token: entry.token, touched_ms: entry.touched_ms, since });
+                seen.insert(key, Seen { token: entry.token, touched_ms, since });
             }
         }
         self.seen = seen;
@@ -99,13 +109,14 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(30);
 
-    fn look(now_ms: u64, touched_ms: Option<u64>) -> Look {
-        let held = vec![Watched { id: EntryId { ms: 1, seq: 0 }, token: Token(1), touched_ms }];
+    fn look(now_ms: u64, touched_ms: u64) -> Look {
+        let idle = Duration::from_millis(now_ms.saturating_sub(touched_ms));
+        let held = vec![Watched { id: EntryId { ms: 1, seq: 0 }, token: Token(1), idle }];
         Look { now_ms, parked: 0, holders: vec![("dead/1".into(), held)], idle: Vec::new() }
     }
 
     /// Looks every 10 s of our own clock; `server` gives the server's clock and the entry's last touch for each.
-    fn looks(server: impl Fn(u64) -> (u64, Option<u64>), count: u64) -> Vec<usize> {
+    fn looks(server: impl Fn(u64) -> (u64, u64), count: u64) -> Vec<usize> {
         let (mut watch, began) = (Watch::default(), Instant::now());
         (0..count)
             .map(|index| {
@@ -118,19 +129,21 @@ mod tests {
 
     #[test]
     fn an_entry_is_a_suspect_after_a_lease_without_a_touch_and_not_before() {
-        assert_eq!(looks(|index| (1_000_000 + 10_000 * index, Some(999_000)), 5), [0, 0, 0, 1, 1]);
-        assert_eq!(looks(|index| (1_000_000 + 10_000 * index, Some(999_000 + 10_000 * index)), 9), [0; 9]);
+        assert_eq!(looks(|index| (1_000_000 + 10_000 * index, 999_000), 5), [0, 0, 0, 1, 1]);
+        assert_eq!(looks(|index| (1_000_000 + 10_000 * index, 990_000), 5), [0, 0, 1, 1, 1]);
+        assert_eq!(looks(|index| (1_000_000 + 10_000 * index, 970_000), 2), [1, 1], "a new host trusts the idle times");
+        assert_eq!(looks(|index| (1_000_000 + 10_000 * index, 999_000 + 10_000 * index), 9), [0; 9]);
     }
 
     #[test]
     fn a_clock_that_is_stepped_neither_makes_suspects_nor_hides_them() {
         // An hour forward at the second look: the idle time jumps, the touch does not.
-        let forward = |index: u64| (1_000_000 + 10_000 * index + if index > 0 { 3_600_000 } else { 0 }, Some(999_000));
+        let forward = |index: u64| (1_000_000 + 10_000 * index + if index > 0 { 3_600_000 } else { 0 }, 999_000);
         assert_eq!(looks(forward, 4), [0, 0, 0, 1]);
         // Two hours back: the touch lies in the future, so the idle time is 0 for two hours.
         let back = |index: u64| match index {
-            0 => (9_000_000, Some(8_999_000)),
-            _ => (1_800_000 + 10_000 * index, None),
+            0 => (9_000_000, 8_999_000),
+            _ => (1_800_000 + 10_000 * index, 8_999_000),
         };
         assert_eq!(looks(back, 6), [0, 0, 0, 0, 1, 1]);
     }
@@ -139,23 +152,23 @@ mod tests {
     fn what_was_silent_while_redis_could_not_be_reached_or_we_were_stopped_begins_anew() {
         let (mut watch, began) = (Watch::default(), Instant::now());
         let at = |seconds: u64| began + Duration::from_secs(seconds);
-        let silent = |seconds: u64| look(1_000_000 + seconds * 1_000, Some(999_000));
+        let silent = |seconds: u64| look(1_000_000 + seconds * 1_000, 999_000);
         watch.take_in(silent(0), at(0), LEASE);
         assert!(watch.take_in(silent(35), at(35), LEASE).suspects.is_empty(), "we were stopped ourselves");
         watch.take_in(silent(50), at(50), LEASE);
-        watch.forget();
+        watch.forget(at(60), LEASE);
         assert!(watch.take_in(silent(66), at(66), LEASE).suspects.is_empty());
-        assert!(watch.take_in(silent(90), at(90), LEASE).suspects.is_empty());
+        assert!(watch.take_in(silent(89), at(89), LEASE).suspects.is_empty());
         assert_eq!(watch.take_in(silent(97), at(97), LEASE).suspects.len(), 1);
     }
 
     #[test]
     fn steps_of_the_servers_clock_are_noticed() {
         let (mut watch, began) = (Watch::default(), Instant::now());
-        watch.take_in(look(9_000_000, None), began, LEASE);
-        let back = watch.take_in(look(1_810_000, None), began + Duration::from_secs(10), LEASE);
+        watch.take_in(look(9_000_000, 9_000_000), began, LEASE);
+        let back = watch.take_in(look(1_810_000, 9_000_000), began + Duration::from_secs(10), LEASE);
         assert_eq!((back.set_back, back.set_forward), (Some(Duration::from_secs(7_200)), None));
-        let forward = watch.take_in(look(5_420_000, None), began + Duration::from_secs(20), LEASE);
+        let forward = watch.take_in(look(5_420_000, 9_000_000), began + Duration::from_secs(20), LEASE);
         assert_eq!((forward.set_back, forward.set_forward), (None, Some(Duration::from_secs(3_600))));
     }
 }

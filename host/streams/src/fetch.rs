@@ -35,9 +35,9 @@ pub struct Watched {
     pub id: EntryId,
     /// Under which token it is held.
     pub token: Token,
-    /// When it was last claimed or renewed, in milliseconds since 1970 by the server's clock; `None` when that is this very
-    /// millisecond, or lies in the future of a clock that was set back.
-    pub touched_ms: Option<u64>,
+    /// How long ago it was last claimed or renewed, by the server's clock. Zero, too, when that lies in the future of a clock that
+    /// was set back.
+    pub idle: Duration,
 }
 
 /// Who holds what in a group, at one moment.
@@ -171,9 +171,8 @@ impl Store {
                 let (Some(id), Some(idle), Some(count)) = (parts.next(), parts.nth(1), parts.next()) else {
                     return Err(r.unexpected("a pending entry without its four parts"));
                 };
-                let idle_ms = r.count(&idle)?;
-                let touched_ms = (idle_ms > 0).then(|| now_ms.saturating_sub(idle_ms));
-                held.push(Watched { id: r.id(id)?, token: Token(r.count(&count)?), touched_ms });
+                let idle = Duration::from_millis(r.count(&idle)?);
+                held.push(Watched { id: r.id(id)?, token: Token(r.count(&count)?), idle });
             }
             look.holders.push((other.name.into(), held));
         }
