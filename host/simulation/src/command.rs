@@ -23,6 +23,8 @@ pub(crate) struct Known {
     run: Run,
     pub(crate) writes: bool,
     pub(crate) needs_memory: bool,
+    /// Whether the header of a script says what it does.
+    pub(crate) runs_script: bool,
 }
 
 /// What a command may do: only read, write, or write and need memory for it.
@@ -151,7 +153,8 @@ pub(crate) fn known(arguments: &[&[u8]], from_script: bool) -> Result<Known, Ref
     if from_script && does == Governs {
         return refuse("ERR This Redis command is not allowed from script");
     }
-    Ok(Known { run, writes: matches!(does, Writes | Grows), needs_memory: does == Grows })
+    let (writes, runs_script) = (matches!(does, Writes | Grows), matches!(name, b"EVAL" | b"EVALSHA"));
+    Ok(Known { run, writes, needs_memory: does == Grows, runs_script })
 }
 
 pub(crate) fn run(model: &mut Model, known: &Known, now_ms: u64, arguments: &[&[u8]]) -> Reply {

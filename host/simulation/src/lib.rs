@@ -72,7 +72,8 @@ impl Model {
     /// `EXECABORT` when a command could not be queued.
     pub fn transaction(&mut self, now_ms: u64, commands: &[&[&[u8]]]) -> RedisResult<Vec<RedisResult<Value>>> {
         self.keys.expire(now_ms);
-        if commands.iter().any(|arguments| self.admit(arguments, false).is_err()) {
+        // At its memory limit a server queues nothing at all, not even what reads.
+        if self.out_of_memory || commands.iter().any(|arguments| self.admit(arguments, false).is_err()) {
             let text = "EXECABORT Transaction discarded because of previous errors.";
             return Err(Refusal(text.to_owned()).into());
         }
@@ -97,7 +98,12 @@ impl Model {
 
     /// What stands between a command and its execution.
     fn admit(&self, arguments: &[&[u8]], from_script: bool) -> Result<command::Known, Refusal> {
-        let known = command::known(arguments, from_script)?;
+        let mut known = command::known(arguments, from_script)?;
+        if known.runs_script
+            && let Some(announced) = scripts::announced(self, arguments)
+        {
+            (known.writes, known.needs_memory) = (announced.writes, announced.needs_memory);
+        }
         if self.out_of_memory && known.needs_memory && !from_script {
             return refuse(Denied::OUT_OF_MEMORY);
         }

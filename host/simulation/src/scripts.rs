@@ -79,6 +79,25 @@ pub(crate) fn evalsha(model: &mut Model, now_ms: u64, arguments: &[&[u8]]) -> Re
     call(model, now_ms, &sha, (keys, after(arguments, 3)))
 }
 
+/// What an EVAL or EVALSHA will do, as far as the header of its script says.
+pub(crate) fn announced(model: &Model, arguments: &[&[u8]]) -> Option<Announced> {
+    let first = at(arguments, 1);
+    let text = if at(arguments, 0).eq_ignore_ascii_case(b"EVAL") {
+        std::str::from_utf8(first).ok()?
+    } else {
+        model.library.texts.get(&String::from_utf8_lossy(first).to_lowercase())?
+    };
+    let header = header(text).ok().filter(|header| header.present)?;
+    let writes = !header.only_reads;
+    Some(Announced { writes, needs_memory: writes && !header.allows_out_of_memory })
+}
+
+/// Whether a script writes, and whether it needs memory.
+pub(crate) struct Announced {
+    pub(crate) writes: bool,
+    pub(crate) needs_memory: bool,
+}
+
 fn number_of_keys(arguments: &[&[u8]]) -> Result<usize, Refusal> {
     let keys = integer(at(arguments, 2))?;
     match usize::try_from(keys) {
@@ -115,12 +134,6 @@ fn call(model: &mut Model, now_ms: u64, sha: &str, (keys, words): (usize, &[&[u8
     };
     with_engine(|engine| {
         let (function, header) = engine.compile(sha, &text)?;
-        if model.read_only && header.present && !header.only_reads {
-            return refuse("READONLY Can not run script with write flag on readonly replica.");
-        }
-        if model.out_of_memory && header.present && !header.allows_out_of_memory && !header.only_reads {
-            return refuse(Denied::OUT_OF_MEMORY);
-        }
         let lent = Lent { model: std::mem::take(model), now_ms, header, wrote: false };
         *engine.lent.borrow_mut() = Some(lent);
         let (keys, values) = words.split_at(keys);
@@ -152,6 +165,33 @@ fn failure(sha: &str, error: &LuaValue) -> String {
     };
     let line = text.strip_prefix("user_script:").and_then(|rest| rest.split(':').next()).unwrap_or_default();
     format!("ERR {text}{}", place(line))
+}
+
+/// Reads the first line of a script.
+fn header(text: &str) -> Result<Header, Refusal> {
+    let mut header = Header::default();
+    let Some(line) = text.strip_prefix("#!").map(|rest| rest.lines().next().unwrap_or_default()) else {
+        return Ok(header);
+    };
+    let mut words = line.split_whitespace();
+    if words.next() != Some("lua") {
+        return refuse(format!("ERR Unexpected engine in script shebang: {line}"));
+    }
+    header.present = true;
+    for word in words {
+        let Some(flags) = word.strip_prefix("flags=") else {
+            return refuse(format!("ERR Unknown lua shebang option: {word}"));
+        };
+        for flag in flags.split(',') {
+            match flag {
+                "allow-oom" => header.allows_out_of_memory = true,
+                "no-writes" => header.only_reads = true,
+                "allow-stale" | "no-cluster" | "allow-cross-slot-keys" => {}
+                other => return refuse(format!("ERR Unexpected flag in script shebang: {other}")),
+            }
+        }
+    }
+    Ok(header)
 }
 
 impl Engine {
@@ -202,31 +242,11 @@ impl Engine {
         if let Some(found) = self.functions.get(sha) {
             return Ok(found.clone());
         }
-        let mut header = Header::default();
-        let mut body = text.to_owned();
-        if let Some(line) = text.strip_prefix("#!").map(|rest| rest.lines().next().unwrap_or_default()) {
-            let mut words = line.split_whitespace();
-            if words.next() != Some("lua") {
-                return refuse(format!("ERR Could not find scripting engine '{line}'"));
-            }
-            header.present = true;
-            for word in words {
-                let Some(flags) = word.strip_prefix("flags=") else {
-                    return refuse(format!("ERR Unknown lua shebang option: {word}"));
-                };
-                for flag in flags.split(',') {
-                    match flag {
-                        "allow-oom" => header.allows_out_of_memory = true,
-                        "no-writes" => header.only_reads = true,
-                        "allow-stale" | "no-cluster" | "allow-cross-slot-keys" => {}
-                        other => return refuse(format!("ERR Unexpected flag in script shebang: {other}")),
-                    }
-                }
-            }
-            // The line stays, empty, so that the lines keep their numbers.
-            body.replace_range(..2 + line.len(), "");
-        }
-        let function = self.lua.load(&body).set_name("@user_script").into_function();
+        let header = header(text)?;
+        // The header's line stays, empty, so that the lines keep their numbers.
+        let body =
+            if header.present { text.find('\n').and_then(|end| text.get(end..)).unwrap_or_default() } else { text };
+        let function = self.lua.load(body).set_name("@user_script").into_function();
         let function =
             function.map_err(|error| Refusal(format!("ERR Error compiling script (new function): {error}")))?;
         self.functions.insert(sha.to_owned(), (function.clone(), header));
@@ -276,6 +296,12 @@ redis = {
   replicate_commands = function() return true end,
   set_repl = function() end,
 }
+-- To scripts, what a command raised is its text.
+_G.pcall = function(...)
+  local results = {pcall(...)}
+  if not results[1] and type(results[2]) == 'table' then results[2] = results[2].err end
+  return unpack(results, 1, table.maxn(results))
+end
 cjson = {encode = encode, decode = decode}
 cmsgpack = {pack = pack, unpack = unpack_}
 local globals = _G
@@ -559,6 +585,10 @@ mod msgpack {
             LuaValue::Boolean(truth) => out.push(if *truth { 0xc3 } else { 0xc2 }),
             LuaValue::Integer(number) => integer(*number, out),
             LuaValue::Number(number) if number.fract() == 0.0 && number.abs() < 9e18 => integer(*number as i64, out),
+            LuaValue::Number(number) if f64::from(*number as f32) == *number => {
+                out.push(0xca);
+                out.extend_from_slice(&(*number as f32).to_be_bytes());
+            }
             LuaValue::Number(number) => {
                 out.push(0xcb);
                 out.extend_from_slice(&number.to_be_bytes());

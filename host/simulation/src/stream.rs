@@ -283,7 +283,7 @@ impl Stream {
 
     /// Whether an entry at or after `start` was deleted by XDEL, as far as the stream remembers.
     fn has_tombstones_from(&self, start: Id) -> bool {
-        self.length > 0 && self.max_deleted_id != Id::MIN && start <= self.max_deleted_id
+        self.length > 0 && self.first_id <= self.max_deleted_id && start <= self.max_deleted_id
     }
 
     /// How many entries were ever added up to this id, where that can be told.
