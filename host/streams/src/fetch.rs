@@ -148,8 +148,8 @@ impl Store {
         let others: Vec<ConsumerInfo> =
             consumers.into_iter().filter(|other| !other.name.starts_with('~') && other.name != me).collect();
         let mut pipe = redis::pipe();
-        // In one transaction: the idle times are as of exactly that time.
-        pipe.atomic().cmd("TIME");
+        // Not in a transaction: at its memory limit a server queues nothing, not even what reads.
+        pipe.cmd("TIME");
         for other in others.iter().filter(|other| other.pending > 0) {
             pipe.cmd("XPENDING").arg(&*lane.stream).arg(&*lane.group).arg("-").arg("+").arg(SCAN_MAX).arg(&other.name);
         }

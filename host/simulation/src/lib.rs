@@ -1,0 +1,120 @@
+//! An in-memory model of a Redis server: enough of Redis 7.0 to run every command and every script of `cofferdam-streams`.
+//!
+//! It has no clock, no threads and no randomness of its own: time comes with each command, and the same commands give the same
+//! replies. A [`Model`] is plain data, and a clone of it is a snapshot. What it answers is compared with a real server, reply
+//! by reply, in `tests/differential.rs`.
+
+mod command;
+mod keyspace;
+mod listpack;
+mod scripts;
+mod stream;
+mod stream_commands;
+
+use redis::{RedisError, RedisResult, Value};
+
+use crate::command::Denied;
+use crate::keyspace::Keyspace;
+use crate::scripts::Library;
+
+/// The data of a server at one moment. Clone is a snapshot: a replica's state, or a point of history to go back to; what is
+/// not written to afterwards is shared with the original.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    keys: Keyspace,
+    library: Library,
+    out_of_memory: bool,
+    read_only: bool,
+}
+
+/// An error reply without its dash: a code, a space and words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal(pub(crate) String);
+
+pub(crate) type Reply = Result<Value, Refusal>;
+
+pub(crate) fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal(text.into()))
+}
+
+impl From<Refusal> for RedisError {
+    fn from(refusal: Refusal) -> Self {
+        // By way of the client's own parser, so that the error is what the client makes of such a reply.
+        let line = format!("-{}\r\n", refusal.0.replace(['\r', '\n'], " "));
+        match redis::parse_redis_value(line.as_bytes()).and_then(Value::extract_error) {
+            Err(error) => error,
+            Ok(_) => RedisError::from((redis::ErrorKind::Parse, "an error reply that is none", line)),
+        }
+    }
+}
+
+impl Model {
+    /// An empty server that is a master and has memory to spare.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Carries out one command (its name and its arguments) at `now_ms`, the server's wall clock in milliseconds since 1970,
+    /// which may go backwards. Replies have the shape that RESP2 gives them. Nothing ever blocks: where a server would wait,
+    /// the reply is nil.
+    ///
+    /// # Errors
+    /// The error replies of Redis, as the client's errors.
+    pub fn execute(&mut self, now_ms: u64, arguments: &[&[u8]]) -> RedisResult<Value> {
+        self.keys.expire(now_ms);
+        Ok(self.carry_out(now_ms, arguments, false)?)
+    }
+
+    /// Carries out several commands as MULTI and EXEC do: one that could not be queued keeps all from being done, and one that
+    /// fails when its turn comes takes nothing back.
+    ///
+    /// # Errors
+    /// `EXECABORT` when a command could not be queued.
+    pub fn transaction(&mut self, now_ms: u64, commands: &[&[&[u8]]]) -> RedisResult<Vec<RedisResult<Value>>> {
+        self.keys.expire(now_ms);
+        // At its memory limit a server queues nothing at all, not even what reads.
+        if self.out_of_memory || commands.iter().any(|arguments| self.admit(arguments, false).is_err()) {
+            let text = "EXECABORT Transaction discarded because of previous errors.";
+            return Err(Refusal(text.to_owned()).into());
+        }
+        let carry_out = |arguments: &&[&[u8]]| self.carry_out(now_ms, arguments, false).map_err(RedisError::from);
+        Ok(commands.iter().map(carry_out).collect())
+    }
+
+    /// Puts the server at its memory limit, or gives it memory again. At the limit, commands that may need memory are refused.
+    pub fn set_out_of_memory(&mut self, on: bool) {
+        self.out_of_memory = on;
+    }
+
+    /// Makes the server a replica, which refuses writes, or a master again.
+    pub fn set_read_only(&mut self, on: bool) {
+        self.read_only = on;
+    }
+
+    /// Forgets the scripts it was taught, as a restart does.
+    pub fn forget_scripts(&mut self) {
+        self.library = Library::default();
+    }
+
+    /// What stands between a command and its execution.
+    fn admit(&self, arguments: &[&[u8]], from_script: bool) -> Result<command::Known, Refusal> {
+        let mut known = command::known(arguments, from_script)?;
+        if known.runs_script
+            && let Some(announced) = scripts::announced(self, arguments)
+        {
+            (known.writes, known.needs_memory) = (announced.writes, announced.needs_memory);
+        }
+        if self.out_of_memory && known.needs_memory && !from_script {
+            return refuse(Denied::OUT_OF_MEMORY);
+        }
+        if self.read_only && known.writes {
+            return refuse(Denied::READ_ONLY);
+        }
+        Ok(known)
+    }
+
+    pub(crate) fn carry_out(&mut self, now_ms: u64, arguments: &[&[u8]], from_script: bool) -> Reply {
+        let known = self.admit(arguments, from_script)?;
+        command::run(self, &known, now_ms, arguments)
+    }
+}
