@@ -896,7 +896,6 @@ fn the_model_is_fast() {
         let reply = run(&settles[at as usize]);
         assert_eq!(reply, Value::Array(vec![Value::Int(1); 10]));
     });
-    let mut model = model;
     let snapshots = each(1_000, |_| {
         let _before = model.clone();
         let slices: Vec<&[u8]> = add.iter().map(Vec::as_slice).collect();
