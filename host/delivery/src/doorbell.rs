@@ -52,6 +52,7 @@ impl Bells {
             }
             if streams.is_empty() {
                 tokio::select! {
+                    biased;
                     () = self.more.notified() => {}
                     () = tokio::time::sleep(Duration::from_secs(2)), if troubled => {}
                 }
@@ -71,6 +72,7 @@ impl Bells {
                 }
             };
             tokio::select! {
+                biased;
                 rung = doorbell.wait(&*open, &streams) => match rung {
                     Ok(rung) => {
                         pause = Duration::from_millis(100);

@@ -213,8 +213,6 @@ pub struct Lane {
     due: BinaryHeap<Reverse<Instant>>,
     /// When to look for what other hosts have parked.
     sweep_at: Instant,
-    /// How much too early to take what is parked, once: the server's clock was set back by so much.
-    early: Duration,
     parked: u64,
     /// Deliveries that the host itself could not run; tried again a little later.
     again: VecDeque<Delivery>,
@@ -231,6 +229,8 @@ pub struct Lane {
     probe: Option<EntryId>,
     /// Whether the next probe is a parked entry or a new one.
     probe_parked: bool,
+    /// Whether Redis said at the last look that we hold more than we know of.
+    held_more: bool,
     /// Set after an error: Redis may believe that this consumer holds entries which nobody here knows of.
     reconcile: bool,
     pace: Pace,
@@ -259,7 +259,6 @@ impl Lane {
             first_decided: None,
             due: BinaryHeap::new(),
             sweep_at: now,
-            early: Duration::ZERO,
             parked: 0,
             again: VecDeque::new(),
             again_at: now,
@@ -271,6 +270,7 @@ impl Lane {
             probing: false,
             probe: None,
             probe_parked: true,
+            held_more: false,
             reconcile: false,
             pace: Pace::default(),
             results: mpsc::unbounded_channel(),
@@ -419,10 +419,10 @@ impl Lane {
         self.sweep_at = now + SWEEP_EVERY;
         let (store, keys, consumer) = self.for_redis();
         let (plugin, stamp) = (self.parts.plugin.clone(), iso(self.parts.surroundings.now_ms()));
-        let (count, early) = (room.min(TAKE_MAX), self.early);
+        let count = room.min(TAKE_MAX);
         self.begin(async move {
             let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp };
-            Done::Due(store.take_due(&keys, &me, count, early).await)
+            Done::Due(store.take_due(&keys, &me, count).await)
         });
     }
 
@@ -451,7 +451,7 @@ impl Lane {
         self.reading = true;
         let (store, keys, consumer) = self.for_redis();
         let known: Vec<EntryId> = self.in_flight.keys().copied().collect();
-        let room = self.room();
+        let (room, plugin, stamp) = (self.room(), self.parts.plugin.clone(), iso(self.parts.surroundings.now_ms()));
         self.begin(async move {
             Done::Found(
                 async {
@@ -463,9 +463,13 @@ impl Lane {
                     unknown.truncate(room);
                     let mut taken = Vec::with_capacity(unknown.len());
                     for (id, token) in unknown {
-                        // Trimmed meanwhile: whoever finds it as a suspect leaves its tombstone.
-                        let Some((entry, attempts, releases)) = store.past_of(&keys, id).await? else { continue };
-                        taken.push(Taken { entry, token, attempts, releases });
+                        if let Some((entry, attempts, releases)) = store.past_of(&keys, id).await? {
+                            taken.push(Taken { entry, token, attempts, releases });
+                            continue;
+                        }
+                        // Trimmed meanwhile: taking it over from ourselves leaves its tombstone, or saves its copy.
+                        let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp };
+                        store.take_suspect(&keys, &me, &Suspect { id, holder: consumer.clone(), token }).await?;
                     }
                     Ok((taken, all))
                 }
@@ -548,8 +552,6 @@ impl Lane {
                 // Something was due, so more may be: only an empty hand ends the sweep.
                 if found > 0 {
                     self.sweep_at = Instant::now();
-                } else {
-                    self.early = Duration::ZERO;
                 }
                 self.dispatch(taken);
             }
@@ -601,6 +603,10 @@ impl Lane {
         };
         let lease = self.parts.delivery.lease;
         self.parked = look.parked;
+        // Twice in a row, because a read that is under way holds entries which have not come in yet.
+        let more = look.own > self.in_flight.len() as u64;
+        self.reconcile |= more && self.held_more;
+        self.held_more = more;
         let gone: Vec<String> = look
             .idle
             .iter()
@@ -623,9 +629,8 @@ impl Lane {
                     "the clock of the Redis host was set {which}: retries may come early; nothing is charged for it");
             }
         }
-        if let Some(step) = set_back {
-            // What is parked would be due only when the clock has caught up.
-            self.early = step;
+        if set_back.is_some() {
+            // What is parked would be due only when the clock has caught up; the script knows, and is asked at once.
             self.sweep_at = Instant::now();
         }
     }

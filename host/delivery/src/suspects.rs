@@ -48,7 +48,6 @@ impl Watch {
     /// Redis could not be reached: nobody could renew anything.
     pub(crate) fn forget(&mut self, now: Instant, lease: Duration) {
         self.seen.clear();
-        self.last = None;
         self.distrust_until = Some(now + lease);
     }
 
@@ -112,7 +111,7 @@ mod tests {
     fn look(now_ms: u64, touched_ms: u64) -> Look {
         let idle = Duration::from_millis(now_ms.saturating_sub(touched_ms));
         let held = vec![Watched { id: EntryId { ms: 1, seq: 0 }, token: Token(1), idle }];
-        Look { now_ms, parked: 0, holders: vec![("dead/1".into(), held)], idle: Vec::new() }
+        Look { now_ms, parked: 0, own: 0, holders: vec![("dead/1".into(), held)], idle: Vec::new() }
     }
 
     /// Looks every 10 s of our own clock; `server` gives the server's clock and the entry's last touch for each.

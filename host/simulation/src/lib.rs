@@ -4,12 +4,21 @@
 //! replies. A [`Model`] is plain data, and a clone of it is a snapshot. What it answers is compared with a real server, reply
 //! by reply, in `tests/differential.rs`.
 
+pub mod check;
 mod command;
+pub mod host;
 mod keyspace;
 mod listpack;
+pub mod run;
+pub mod scenario;
 mod scripts;
 mod stream;
 mod stream_commands;
+pub mod world;
+
+pub use check::Violation;
+pub use run::{Report, run};
+pub use scenario::Scenario;
 
 use redis::{RedisError, RedisResult, Value};
 
@@ -84,6 +93,11 @@ impl Model {
     /// Puts the server at its memory limit, or gives it memory again. At the limit, commands that may need memory are refused.
     pub fn set_out_of_memory(&mut self, on: bool) {
         self.out_of_memory = on;
+    }
+
+    /// Whether it is at its memory limit.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.out_of_memory
     }
 
     /// Makes the server a replica, which refuses writes, or a master again.

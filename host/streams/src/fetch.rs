@@ -47,6 +47,8 @@ pub struct Look {
     pub now_ms: u64,
     /// Parked entries.
     pub parked: u64,
+    /// Entries that the asking consumer itself holds.
+    pub own: u64,
     /// Other consumers, with what each of them holds.
     pub holders: Vec<(Arc<str>, Vec<Watched>)>,
     /// Other consumers that hold nothing, and for how long they have been idle.
@@ -87,8 +89,7 @@ impl Store {
         single_stream(self.query(&command).await?)
     }
 
-    /// Takes over parked entries whose retry is due, or will be within `early`. Also says how many were found, those saved or
-    /// buried included.
+    /// Takes over parked entries whose retry is due. Also says how many were found, those saved or buried included.
     ///
     /// # Errors
     /// Whatever Redis answers.
@@ -97,16 +98,10 @@ impl Store {
         lane: &LaneKeys,
         me: &TakeFor<'_>,
         count: usize,
-        early: Duration,
     ) -> Result<(u64, Vec<Taken>), StreamError> {
         let script = &self.scripts.take;
         let mut call = self.take_call(lane, me, &retry_consumer());
-        let early_ms = u64::try_from(early.as_millis()).unwrap_or(u64::MAX);
-        call.arg(cofferdam_model::policy::DELAY_MS_MAX.saturating_sub(early_ms))
-            .arg(count)
-            .arg(me.now)
-            .arg(me.plugin)
-            .arg(0);
+        call.arg(cofferdam_model::policy::DELAY_MS_MAX).arg(count).arg(me.now).arg(me.plugin).arg(0);
         taken(script.send(&*self.reads, &call).await?)
     }
 
@@ -144,7 +139,8 @@ impl Store {
         let r = Reply { command: "XPENDING" };
         let consumers = self.consumers(lane).await?;
         let reserved = retry_consumer();
-        let parked = consumers.iter().find(|consumer| consumer.name == reserved).map_or(0, |c| c.pending);
+        let pending = |name: &str| consumers.iter().find(|consumer| consumer.name == name).map_or(0, |c| c.pending);
+        let (parked, own) = (pending(&reserved), pending(me));
         let others: Vec<ConsumerInfo> =
             consumers.into_iter().filter(|other| !other.name.starts_with('~') && other.name != me).collect();
         let mut pipe = redis::pipe();
@@ -159,7 +155,7 @@ impl Store {
             return Err(r.unexpected("a time without its two parts"));
         };
         let now_ms = r.count(&seconds)? * 1_000 + r.count(&micros)? / 1_000;
-        let mut look = Look { now_ms, parked, holders: Vec::new(), idle: Vec::new() };
+        let mut look = Look { now_ms, parked, own, holders: Vec::new(), idle: Vec::new() };
         for other in others {
             if other.pending == 0 {
                 look.idle.push((other.name, other.idle));

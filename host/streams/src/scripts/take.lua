@@ -5,14 +5,31 @@
 --
 -- KEYS: 1 input stream, 2 ledger, 3 park hash, 4 dead letters, 5 redrive stream of the group
 -- ARGV: group, consumer, from which consumer, idle ms, count, now (ISO 8601), plugin, n, then n times: id, token
--- With n = 0: up to `count` entries that have been idle for so long. Otherwise: of these entries, those that are still held under
+-- With n = 0: up to `count` entries that have been idle for so long, which is the reserved consumer's longest delay. Otherwise: of these entries, those that are still held under
 -- that token, however idle they look (a clock that was set back makes them look busy for hours).
 -- Returns {number of entries found, {id, new token, record or '', fields}...}
 local input, ledger, park, dead, redrive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, me, from = ARGV[1], ARGV[2], ARGV[3]
 local found = {}
 if ARGV[8] == '0' then
-  found = redis.call('XPENDING', input, group, 'IDLE', ARGV[4], '-', '+', ARGV[5], from)
+  local longest = tonumber(ARGV[4])
+  -- What is parked is due by the server's clock. When that was set back, by so much, what was parked before would oversleep by as
+  -- much: the ledger remembers what the clock showed, so that whoever comes next notices.
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local back = tonumber(redis.call('HGET', ledger, 'clock_ms') or '0') - now
+  local due = longest
+  if back > 2000 then due = math.max(longest - back - 60000, 0) end
+  found = redis.call('XPENDING', input, group, 'IDLE', due, '-', '+', ARGV[5], from)
+  if #found < tonumber(ARGV[5]) then redis.call('HSET', ledger, 'clock_ms', now) end
+  if back > 2000 then
+    local overslept = {}
+    for _, p in ipairs(found) do
+      -- Not what has been parked since: its turn comes by the clock as it is now.
+      if p[3] >= longest or p[3] <= longest - back + 10000 then overslept[#overslept + 1] = p end
+    end
+    found = overslept
+  end
 else
   for i = 9, 8 + 2 * tonumber(ARGV[8]), 2 do
     local p = redis.call('XPENDING', input, group, ARGV[i], ARGV[i], 1, from)[1]
