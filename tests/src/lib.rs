@@ -4,6 +4,8 @@
 
 /// What a run under fire must leave behind.
 pub mod checker;
+/// Servers that die and come back, and who talks to them.
+pub mod servers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
