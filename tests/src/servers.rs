@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cofferdam_model::EntryId;
-use redis::streams::{StreamInfoGroupsReply, StreamPendingCountReply, StreamRangeReply};
+use redis::streams::{StreamInfoGroupsReply, StreamInfoStreamReply, StreamPendingCountReply, StreamRangeReply};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -456,9 +456,12 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Takes it. None when the server cannot be asked, or has no group yet.
-    pub fn try_of(url: &str) -> Option<Self> {
-        let mut connection = connection(url)?;
+    /// Takes it.
+    ///
+    /// # Errors
+    /// Why the server cannot say.
+    pub fn try_of(url: &str) -> Result<Self, String> {
+        let mut connection = connection(url).ok_or("nobody is there")?;
         let (groups, pending, input, outputs, dead, charged): (
             StreamInfoGroupsReply,
             StreamPendingCountReply,
@@ -466,9 +469,9 @@ impl Picture {
             StreamRangeReply,
             StreamRangeReply,
             Option<u64>,
-        ) = redis::cmd("EVAL").arg(PICTURE).arg(0).query(&mut connection).ok()?;
+        ) = redis::cmd("EVAL").arg(PICTURE).arg(0).query(&mut connection).map_err(|error| error.to_string())?;
         let id = |text: &str| text.parse::<EntryId>().expect("redis writes ids");
-        let group = groups.groups.into_iter().find(|group| group.name == "group:actor")?;
+        let group = groups.groups.into_iter().find(|group| group.name == "group:actor").ok_or("no group")?;
         let mut picture = Picture {
             delivered: id(&group.last_delivered_id),
             pending: pending.ids.iter().map(|pending| id(&pending.id)).collect(),
@@ -484,12 +487,12 @@ impl Picture {
         for entry in &dead.ids {
             *picture.dead.entry(number(entry, "orig:payload", "seq")).or_default() += 1;
         }
-        Some(picture)
+        Ok(picture)
     }
 
     /// Takes it.
     pub fn of(url: &str) -> Self {
-        Self::try_of(url).expect("the server has the group and answers")
+        Self::try_of(url).unwrap_or_else(|error| panic!("no picture of {url}: {error}"))
     }
 
     /// Waits until everything is settled, and takes it then; or as it is when that does not come.
@@ -594,12 +597,17 @@ fn number(entry: &redis::streams::StreamId, field: &str, name: &str) -> u64 {
     json.and_then(|json| json[name].as_u64()).unwrap_or_else(|| panic!("no {name} in {entry:?}"))
 }
 
-/// How many entries the actor's group holds or has not read; none when the server cannot say.
-pub fn unsettled(url: &str) -> Option<u64> {
+/// How many entries the actor's group holds, and one more when there are some that it has not read; none when the server
+/// cannot say. The lag that Redis tells is no help: a promoted replica does not know it.
+pub fn unsettled(url: &str) -> Option<usize> {
     let mut connection = connection(url)?;
-    let reply: StreamInfoGroupsReply = command(&["XINFO", "GROUPS", "stream:in"]).query(&mut connection).ok()?;
-    let group = reply.groups.into_iter().find(|group| group.name == "group:actor")?;
-    Some((group.pending + group.lag?) as u64)
+    let (stream, groups): (StreamInfoStreamReply, StreamInfoGroupsReply) = redis::pipe()
+        .add_command(command(&["XINFO", "STREAM", "stream:in"]))
+        .add_command(command(&["XINFO", "GROUPS", "stream:in"]))
+        .query(&mut connection)
+        .ok()?;
+    let group = groups.groups.into_iter().find(|group| group.name == "group:actor")?;
+    Some(group.pending + usize::from(group.last_delivered_id != stream.last_generated_id))
 }
 
 /// Two hosts with the actor at a url, ready to work.
