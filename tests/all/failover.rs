@@ -198,7 +198,7 @@ fn hosts_follow_sentinel_to_the_new_master_and_lose_nothing() {
         let before = outputs(&watched.servers[master]);
         wait_until("the hosts are at work", || outputs(&watched.servers[master]) > before + 100);
         std::thread::sleep(LOAD);
-        let failed = Instant::now();
+        let began = Instant::now();
         if round % 2 == 0 {
             watched.servers[master].kill();
         } else {
@@ -208,14 +208,19 @@ fn hosts_follow_sentinel_to_the_new_master_and_lose_nothing() {
         let next = 1 - master;
         wait_until("the sentinels have made the replica the master", || watched.master() == Some(next));
         wait_until("it says so itself", || replication(&watched.servers[next]).contains("role:master"));
-        let announced = failed.elapsed();
+        let announced = began.elapsed();
         let promised = producer.stop();
         accepted.extend(promised.accepted.into_keys());
         front.switch(watched.servers[next].port);
         producer = Producer::start(&master_url, promised.next, Promise::Reply);
         let there = outputs(&watched.servers[next]);
+        // A master that lives goes on as one for some ten seconds more, until the sentinels tell it. Whoever is connected to
+        // it cannot know; what it takes in that time is lost as a whole.
+        let demoted = || round % 2 == 0 || replication(&watched.servers[master]).contains("role:slave");
+        wait_until("the old master is none any more", demoted);
+        let gone = if round % 2 == 0 { began } else { Instant::now() };
         wait_until("the hosts go on", || outputs(&watched.servers[next]) > there);
-        resumes.push((announced, failed.elapsed()));
+        resumes.push((announced, gone.elapsed()));
         // Until the old master is back as a replica there is nobody to wait for.
         let promised = producer.stop();
         accepted.extend(promised.accepted.into_keys());
@@ -232,7 +237,11 @@ fn hosts_follow_sentinel_to_the_new_master_and_lose_nothing() {
     let promised = producer.stop();
     accepted.extend(promised.accepted.into_keys());
     let rest = Picture::at_rest(&watched.servers[master].url(), REST);
-    println!("failovers by sentinel: {} accepted; announced and work resumed after {resumes:?}", accepted.len());
+    println!(
+        "failovers by sentinel, every other one of a living master: {} accepted; announced after, and work resumed after \
+         the old master was gone: {resumes:?}",
+        accepted.len()
+    );
     rest.assert_good();
     assert_eq!(rest.missing(&accepted), BTreeSet::new());
     assert!(resumes.iter().all(|(_, resumed)| *resumed < RESUME_MAX), "{resumes:?}");
