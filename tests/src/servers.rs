@@ -176,10 +176,20 @@ impl Server {
         connection(&self.url())
     }
 
-    /// Asks it something that it must be able to answer.
+    /// Asks it something that it must be able to answer, and that may be asked twice: a server that changes its role closes
+    /// the connections of its clients.
     pub fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut connection = self.try_connection().expect("the server answers");
-        command(words).query(&mut connection).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+        let mut answer = None;
+        wait_until("the server answers", || {
+            let Some(mut connection) = self.try_connection() else { return false };
+            match command(words).query(&mut connection) {
+                Ok(value) => answer = Some(value),
+                Err(error) if error.is_io_error() => {}
+                Err(error) => panic!("{words:?}: {error}"),
+            }
+            answer.is_some()
+        });
+        answer.expect("it was waited for")
     }
 
     /// The end of its log.
