@@ -10,12 +10,16 @@ mod crash;
 mod deadline;
 /// Every code block of the README and of docs/.
 mod documents;
+/// Another server in the place of Redis: promotion, Sentinel.
+mod failover;
 /// What becomes of a delivery: every outcome and fault, and what is left in Redis.
 mod life;
 /// The failures of the original pipeline, each by name.
 mod original;
 /// Versions swapped under load, half of them broken.
 mod reload;
+/// Power, memory, disk and clock of Redis, failing under load.
+mod storage;
 /// Arrows between crates, bans, guests without a test.
 mod tidy;
 /// The inherited wire format, byte for byte, in and out.

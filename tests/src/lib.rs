@@ -2,6 +2,11 @@
 //!
 //! Every server listens on a unix socket in a temporary directory and is stopped by its own process id.
 
+/// What a run under fire must leave behind.
+pub mod checker;
+/// Servers that die and come back, and who talks to them.
+pub mod servers;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

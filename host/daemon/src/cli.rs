@@ -22,7 +22,7 @@ pub(crate) struct Common {
     /// Configuration file [default: ./cofferdam.toml for `run`, else the user's configuration folder]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
     pub(crate) config: Option<PathBuf>,
-    /// Redis to use: redis://host:port/db, rediss://… or redis+unix:///path [default: the running host's]
+    /// Redis to use: redis://host:port/db, redis+unix:///path or redis+sentinel://host:port,host:port/master-name [default: the running host's]
     #[arg(long, global = true, value_name = "URL", help_heading = "Everywhere")]
     pub(crate) redis: Option<String>,
     /// Where state is kept [default: the user's state folder]

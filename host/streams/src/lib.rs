@@ -21,6 +21,7 @@ mod presence;
 mod record;
 mod reply;
 mod scripts;
+mod sentinel;
 mod settle;
 mod store;
 mod survey;

@@ -55,8 +55,8 @@ impl ConnectionLike for Through<'_> {
 
 /// Longest wait for a reply. The client's default of 500 ms is shorter than a slow fsync, and a blocking read needs its
 /// block time on top: 2 s, so that shutdown and failover are noticed.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A Redis or a Valkey.
 pub(crate) struct RedisServer {

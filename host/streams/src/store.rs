@@ -9,6 +9,7 @@ use crate::keys::{FORMAT, FORMAT_KEY};
 use crate::link::{Link, RedisServer, Server, Through};
 use crate::reply::Reply;
 use crate::scripts::Scripts;
+use crate::sentinel::{SENTINEL_SCHEME, Sentinels};
 
 /// What a server says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,13 +48,17 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Connects to `url`: `redis://host:port/db`, `redis+unix:///path`, with user and password where needed.
+    /// Connects to `url`: `redis://host:port/db`, `redis+unix:///path`, or `redis+sentinel://host:port,host:port/master-name/db`,
+    /// with user and password where needed.
     ///
     /// # Errors
     /// [`StreamError::Unreachable`] when nothing answers, [`StreamError::Denied`] when the password is wrong, and
     /// [`StreamError::Rejected`] when the url cannot be read.
     pub async fn connect(url: &str) -> Result<Self, StreamError> {
-        Store::open(Arc::new(RedisServer::new(url)?)).await
+        match url.strip_prefix(SENTINEL_SCHEME) {
+            Some(rest) => Store::open(Arc::new(Sentinels::new(rest)?)).await,
+            None => Store::open(Arc::new(RedisServer::new(url)?)).await,
+        }
     }
 
     /// Connects to a server, whatever kind it is.
