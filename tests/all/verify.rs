@@ -259,6 +259,44 @@ fn a_system_at_work_is_called_good_again_and_again() {
     });
 }
 
+#[test]
+fn dead_letters_that_are_sent_back_all_the_while_raise_no_alarm() {
+    const LETTERS: u64 = 1_000;
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("retries = 0\n");
+    publish(&redis, "stream:in", (0..LETTERS).map(|_| String::from(r#"{"do":"trap"}"#)));
+    let _host = place.host(&redis, 1);
+    let letters = || redis.number(&["XLEN", "stream:dead_letter"]);
+    wait_until("all are dead letters", || letters() == LETTERS);
+    std::thread::scope(|scope| {
+        let busy = Busy::default();
+        let over = Arc::clone(&busy.over);
+        scope.spawn(|| send_back_until(&redis, over));
+        wait_until("they are on their way", || letters() < LETTERS);
+        for round in 1..=5 {
+            let verdict = verify(&redis);
+            assert!(verdict.ok, "round {round}:\n{}", verdict.text);
+        }
+    });
+    // They fail again; and then the last word is not a doubtful one.
+    wait_until("all are dead letters again", || letters() == LETTERS);
+    let verdict = verify(&redis);
+    assert!(verdict.ok && !verdict.text.contains("not provable"), "{}", verdict.text);
+}
+
+fn send_back_until(redis: &Redis, over: Arc<AtomicBool>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = redis.store().await;
+        while !over.load(Ordering::Relaxed) {
+            for letter in store.dead_letters("-", "+", 20).await.unwrap() {
+                store.redrive(&letter, "group:actor").await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+}
+
 /// Ends what goes on beside a test, when the test fails too.
 #[derive(Default)]
 struct Busy {

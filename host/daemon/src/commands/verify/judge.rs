@@ -174,8 +174,7 @@ fn adds_up(gathered: &Gathered, lane: &Lane) -> Check {
     let (standing, detail, count) = match delivered_is_settled_or_pending(settled, pending, delivered) {
         Balance::Even => (Standing::Ok, sum, 0),
         Balance::Missing(count) => {
-            let (sum, count_words) = (sum, number(count));
-            let mut detail = format!("{sum}: {count_words} are neither settled nor pending");
+            let mut detail = format!("{sum}: {} are neither settled nor pending", number(count));
             // A group that goes on after a foreign trim is told by Redis that it read what was taken away.
             if let Some(first) = facts.stream.first.filter(|first| *first > start(facts) && facts.stream.removed() > 0)
             {
@@ -323,7 +322,11 @@ impl<'a> Group<'a> {
         match without_trace_is_filtered(count, filtered) {
             Balance::Even => check(NAME, self.name, Standing::Ok, words),
             Balance::Missing(missing) => {
-                let among = if filtered > 0 { ", some of those that left no trace" } else { "" };
+                let among = if filtered > 0 {
+                    ", some of those that left no trace (the likeliest are named first)"
+                } else {
+                    ""
+                };
                 let detail = format!("{words}: {} vanished{among}", number(missing));
                 let examples = self.likeliest(traceless);
                 Check { count: missing, examples, ..check(NAME, self.name, Standing::Violated, detail) }
@@ -462,7 +465,7 @@ fn once(gathered: &Gathered, groups: &[Group<'_>], faults: &[OutputFault]) -> Ch
         detail.push_str(&format!("; not read: {}", gathered.unread.join(", ")));
     }
     if count > 0 {
-        detail = format!("{} messages have outputs doubled or missing; {detail}", number(count));
+        detail = format!("messages with outputs doubled or missing: {}; {detail}", number(count));
     }
     let standing = if count > 0 { Standing::Violated } else { Standing::Ok };
     Check { count, examples, ..check(NAME, "all", standing, detail) }
