@@ -1,6 +1,7 @@
 //! Faults planted by hand into what a real host has done: `verify` must find each of them and say where; and it must not cry
 //! wolf about a system that is at work.
 
+use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,12 +88,12 @@ fn entries(redis: &Redis, stream: &str) -> Vec<(String, Vec<String>)> {
 
 /// The n-th output of messages that have `total`: its own id, its message's, and its index.
 fn output(redis: &Redis, total: &str, n: usize) -> (String, String, String) {
-    let all = entries(redis, "stream:out").into_iter().filter_map(|(id, fields)| {
+    let mut all = entries(redis, "stream:out").into_iter().filter_map(|(id, fields)| {
         let at = fields.iter().position(|field| field == "cofferdam_source")?;
         let parts: Vec<String> = fields[at + 1].split('/').map(str::to_owned).collect();
         (parts[3] == total).then(|| (id, parts[1].clone(), parts[2].clone()))
     });
-    all.skip(n).next().expect("there are enough outputs")
+    all.nth(n).expect("there are enough outputs")
 }
 
 fn add(redis: &Redis, stream: &str, fields: &[&str]) -> String {
@@ -342,8 +343,9 @@ fn payload(seq: u64) -> String {
 /// A million entries in, nearly a million out; and the system at work.
 #[test]
 fn a_million_entries_are_verified_within_a_minute() {
-    if std::env::var("COFFERDAM_CHAOS").as_deref() != Ok("full") {
-        println!("SKIPPED: it takes minutes and 600 MB; COFFERDAM_CHAOS=full runs it");
+    if std::env::var_os("COFFERDAM_CHAOS").is_none_or(|chosen| chosen != "full") {
+        // Not by a macro: the test runner would keep it from view.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: it takes minutes and 600 MB; COFFERDAM_CHAOS=full runs it");
         return;
     }
     const ENTRIES: u64 = 1_000_000;
