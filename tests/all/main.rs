@@ -22,5 +22,7 @@ mod reload;
 mod storage;
 /// Arrows between crates, bans, guests without a test.
 mod tidy;
+/// Faults planted by hand into what a host has done, and a system at work: what `verify` says of them.
+mod verify;
 /// The inherited wire format, byte for byte, in and out.
 mod wire;

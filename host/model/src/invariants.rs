@@ -42,6 +42,8 @@ pub struct OutputRecord {
     pub index: u32,
     /// How many it has.
     pub total: u32,
+    /// Where it stands: the caller's number for a stream.
+    pub place: u32,
 }
 
 /// What is wrong with the outputs of one message.
@@ -121,6 +123,39 @@ pub fn dead_and_committed(records: &[OutputRecord], letters: &[(u32, EntryId)]) 
 /// Whether a message has outputs. `records` must be sorted.
 pub fn has_output(records: &[OutputRecord], lane: u32, id: EntryId) -> bool {
     records.binary_search_by(|record| (record.lane, record.source).cmp(&(lane, id))).is_ok()
+}
+
+/// The outputs of a message. `records` must be sorted.
+pub fn outputs_of(records: &[OutputRecord], lane: u32, id: EntryId) -> &[OutputRecord] {
+    let from = records.partition_point(|record| (record.lane, record.source) < (lane, id));
+    let behind = records.get(from..).unwrap_or_default();
+    let count = behind.partition_point(|record| (record.lane, record.source) == (lane, id));
+    behind.get(..count).unwrap_or_default()
+}
+
+/// The first `most` outputs that a message should have and has not, given those that are there. Costs no more than those,
+/// whatever number the outputs claim to have. They must be sorted.
+pub fn missing_outputs(there: &[OutputRecord], most: usize) -> Vec<u32> {
+    let total = there.first().map_or(0, |record| record.total);
+    let lacks = |index: &u32| there.binary_search_by_key(index, |record| record.index).is_err();
+    (0..total).filter(lacks).take(most).collect()
+}
+
+/// Whether an output that is missing was taken out of the middle of its stream, and cannot have been trimmed from its front:
+/// the outputs of a message are written together and in order, and trimming takes the oldest first, so an earlier sibling
+/// would have gone before it. `trimmed` are the streams that were trimmed; it may have stood in any of them.
+pub fn taken_from_the_middle(there: &[OutputRecord], missing: u32, trimmed: &[u32]) -> bool {
+    let outlived = |place: u32| there.iter().any(|record| record.place == place && record.index < missing);
+    trimmed.iter().all(|place| outlived(*place))
+}
+
+/// Entries that were certainly taken out between two neighbours in a stream where Redis gives out the ids: within one
+/// millisecond it counts from 0, one by one. The first of them, and how many; what stood at the end of a millisecond leaves
+/// no gap.
+pub fn gap(before: EntryId, after: EntryId) -> Option<(EntryId, u64)> {
+    let from = if before.ms == after.ms { before.seq.saturating_add(1) } else { 0 };
+    let count = after.seq.saturating_sub(from);
+    (count > 0).then_some((EntryId { ms: after.ms, seq: from }, count))
 }
 
 /// How a sum compares with what it must be.
@@ -267,7 +302,7 @@ mod tests {
     }
 
     fn output(source: u64, index: u32, total: u32) -> OutputRecord {
-        OutputRecord { lane: 0, source: id(source), index, total }
+        OutputRecord { lane: 0, source: id(source), index, total, place: 0 }
     }
 
     #[test]
@@ -305,6 +340,34 @@ mod tests {
         let mixed = [OutputFault::Mixed { lane: 0, source: id(1) }];
         assert_eq!(outputs_exactly_once(&mut [output(1, 0, 1), output(1, 0, 2), output(1, 1, 2)]), mixed);
         assert_eq!(outputs_exactly_once(&mut [output(1, 2, 2)]), mixed);
+    }
+
+    #[test]
+    fn what_a_message_lacks_is_named() {
+        let mut records = [output(2, 3, 4), output(1, 0, 1), output(2, 0, 4)];
+        outputs_exactly_once(&mut records);
+        assert_eq!(outputs_of(&records, 0, id(2)), [output(2, 0, 4), output(2, 3, 4)]);
+        assert_eq!(outputs_of(&records, 0, id(3)), []);
+        assert_eq!(missing_outputs(outputs_of(&records, 0, id(2)), 9), [1, 2]);
+        assert_eq!(missing_outputs(&[output(1, 0, u32::MAX)], 2), [1, 2], "a wild number must cost nothing");
+    }
+
+    #[test]
+    fn trimming_takes_earlier_siblings_first() {
+        let there = [output(1, 0, 3), output(1, 2, 3)];
+        assert!(taken_from_the_middle(&there, 1, &[]));
+        assert!(taken_from_the_middle(&there, 1, &[0]));
+        assert!(!taken_from_the_middle(&there, 1, &[0, 1]), "it may have stood in the other stream");
+        assert!(!taken_from_the_middle(&there[1..], 0, &[0]), "it may have been trimmed");
+    }
+
+    #[test]
+    fn what_was_taken_out_of_the_middle_leaves_a_gap() {
+        let at = |ms, seq| EntryId { ms, seq };
+        assert_eq!(gap(at(1, 0), at(1, 1)), None);
+        assert_eq!(gap(at(1, 7), at(2, 0)), None);
+        assert_eq!(gap(at(1, 0), at(1, 3)), Some((at(1, 1), 2)));
+        assert_eq!(gap(at(1, 7), at(2, 1)), Some((at(2, 0), 1)));
     }
 
     #[test]

@@ -38,5 +38,5 @@ pub use presence::HostReport;
 pub use record::read as read_record;
 pub use settle::{Decided, Evidence, Holding, SettleContext, Settled, VersionStamp, output_id};
 pub use store::{ServerFacts, Store};
-pub use survey::{Cut, LaneFacts, PendingEntry, StreamFacts};
+pub use survey::{Cut, LaneFacts, PendingEntry, Seen, SeenPage, StreamFacts};
 pub use trim::{Retention, Trimmed};

@@ -77,7 +77,53 @@ pub struct Cut {
     pub streams: Vec<Option<StreamFacts>>,
 }
 
+/// An entry, cut to what tells whose output it is: of millions of entries nothing else can be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its id.
+    pub id: EntryId,
+    /// Its `message_id` and its `cofferdam_source`, when it has both.
+    pub marks: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Some entries of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenPage {
+    /// The entries, the oldest first.
+    pub entries: Vec<Seen>,
+    /// How long their values were, for whoever chooses how many entries to ask for next.
+    pub bytes: usize,
+}
+
 impl Store {
+    /// Entries of a stream by range, oldest first, cut to what tells whose outputs they are.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn seen(&self, stream: &str, from: &str, to: &str, count: usize) -> Result<SeenPage, StreamError> {
+        let r = Reply { command: "XRANGE" };
+        let range = self.query(redis::cmd("XRANGE").arg(stream).arg(from).arg(to).arg("COUNT").arg(count)).await?;
+        let mut page = SeenPage::default();
+        for value in r.array(range)? {
+            let mut parts = r.array(value)?.into_iter();
+            let (Some(id), Some(fields)) = (parts.next(), parts.next()) else {
+                return Err(r.unexpected("an entry without its two parts"));
+            };
+            let (mut message_id, mut source) = (None, None);
+            let mut fields = r.array(fields)?.into_iter();
+            while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) = (fields.next(), fields.next()) {
+                page.bytes += value.len();
+                match name.as_slice() {
+                    b"message_id" if message_id.is_none() => message_id = Some(value),
+                    b"cofferdam_source" if source.is_none() => source = Some(value),
+                    _ => {}
+                }
+            }
+            page.entries.push(Seen { id: r.id(id)?, marks: message_id.zip(source) });
+        }
+        Ok(page)
+    }
+
     /// The names of all streams of this database, sorted, and whether the search came to its end within `looks` calls of SCAN
     /// (each looks at about 1,000 keys).
     ///

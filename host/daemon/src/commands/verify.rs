@@ -22,7 +22,7 @@ use judge::{Check, Judgement, Standing, judge};
 
 /// Readings at most, while dead letters are being moved.
 const READINGS_MAX: u32 = 3;
-/// Examples of each violation.
+/// Examples of each violation, for people.
 const EXAMPLES_SHOWN: usize = 5;
 
 /// Checks on the live system that nothing was lost or doubled.
@@ -47,8 +47,12 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         if let Some(group) = args.group.as_ref().filter(|_| !gathered.lanes.iter().any(|lane| lane.is_real)) {
             bail!(Usage(format!("no plugin here reads with the group {group:?}; cofferdam streams shows the groups")));
         }
-        let judgement = judge(&mut gathered);
-        if judgement.violations() == 0 || !gathered.moving || readings == READINGS_MAX {
+        let mut judgement = judge(&mut gathered);
+        if judgement.violations() == 0 || !gathered.moving {
+            break judgement;
+        }
+        if readings == READINGS_MAX {
+            judgement.excuse_moved();
             break judgement;
         }
         note("dead letters were moved while they were read; reading again");
@@ -69,7 +73,7 @@ fn show_json(judgement: &Judgement) -> Result<()> {
     let checks = judgement.checks.iter().map(|check| {
         json!({
             "check": check.name, "about": check.about, "standing": check.standing.word().to_lowercase().replace(' ', "-"), "detail": check.detail,
-            "count": check.count, "examples": check.examples.iter().take(EXAMPLES_SHOWN).collect::<Vec<_>>(),
+            "count": check.count, "examples": check.examples,
         })
     });
     let checks: Vec<_> = checks.collect();
@@ -93,7 +97,7 @@ fn show(judgement: &Judgement) {
             line(&format!("          {}", safe(example)));
         }
         if !check.examples.is_empty() && check.count > EXAMPLES_SHOWN as u64 {
-            line(&format!("          and {} more", check.count - EXAMPLES_SHOWN as u64));
+            line(&format!("          and {} more; --json shows some of them", check.count - EXAMPLES_SHOWN as u64));
         }
     }
     line(&judgement.summary);

@@ -4,26 +4,35 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use anyhow::Result;
 use cofferdam_model::EntryId;
-use cofferdam_model::invariants::{LetterEvidence, LetterFault, OutputRecord, Source, letter_faults};
+use cofferdam_model::invariants::{LetterEvidence, LetterFault, OutputRecord, Source, gap, letter_faults};
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM, RESERVED_PREFIX};
 use cofferdam_streams::codec::take_origin;
 use cofferdam_streams::dead_letters::StoredLetter;
-use cofferdam_streams::{Cut, LaneFacts, LaneKeys, RawEntry, Store, StreamFacts, output_id, redrive_stream};
+use cofferdam_streams::{Cut, LaneFacts, LaneKeys, Seen, Store, StreamFacts, output_id, redrive_stream};
 use indicatif::ProgressBar;
 
 use crate::commands::streams::host_streams;
 use crate::screen::progress;
 
-/// Entries of one read: small enough that Redis serves others in between.
-const PAGE: usize = 1_000;
+/// Entries of one read at most: small enough that Redis serves others in between.
+const PAGE_MAX: usize = 2_000;
+/// What one read should bring: entries may be large, and a page of them is held at once.
+const PAGE_BYTES: usize = 4 << 20;
+/// Entries of a stream's first read, before it is known how large they are.
+const PAGE_FIRST: usize = 50;
+/// The newest entries of a stream that is not known to be ours, to find out whether it is.
+const NEWEST: usize = 1_000;
 /// Dead letters of one read: each carries its payload twice.
 const LETTER_PAGE: usize = 200;
 /// Calls of SCAN at most: some ten million keys.
 const LOOKS_MAX: usize = 10_000;
 /// A stream that is not known to be ours and is longer than this is looked at by its ends only.
 const UNKNOWN_ENTRIES_MAX: u64 = 1_000_000;
-/// Outputs that are kept at once: 40 bytes each, so some 1.2 GB. Far above any retention in use.
+/// Outputs and entries of inputs that are kept at once: 32 and 16 bytes each, so some 1.2 GB. Far above any retention in use.
 const OUTPUTS_MAX: usize = 30_000_000;
+const IDS_MAX: usize = 20_000_000;
+/// Gaps of a stream that are kept, to be shown.
+const GAPS_MAX: usize = 100;
 
 /// A lane, with what Redis knew of it at the moment of the cut.
 pub(super) struct Lane {
@@ -43,6 +52,66 @@ pub(super) struct StreamRead {
     pub(super) facts: StreamFacts,
     /// The ids of its entries up to the cut; empty for streams that no lane reads.
     pub(super) ids: Vec<EntryId>,
+    /// Whether there were too many to keep.
+    pub(super) cut_short: bool,
+    /// Its number among the places of outputs.
+    pub(super) place: u32,
+    /// Entries that were certainly deleted from it by id, and not trimmed off its front: as many as can be proved.
+    pub(super) deleted: u64,
+    /// Where.
+    pub(super) gaps: Vec<Gap>,
+}
+
+/// Entries that somebody deleted by id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Gap {
+    /// The first of them, and how many.
+    pub(super) id: EntryId,
+    pub(super) count: u64,
+    /// Whose outputs stood before and behind, as (lane, message).
+    pub(super) before: Option<(u32, EntryId)>,
+    pub(super) behind: Option<(u32, EntryId)>,
+}
+
+impl StreamRead {
+    /// Up to which id entries may have been trimmed off the front; zero when all that is gone was deleted by id. Entries that
+    /// stood behind this one were not trimmed: trimming takes the oldest first.
+    pub(super) fn trimmed_to(&self) -> EntryId {
+        let trimmed = self.facts.removed() > self.deleted;
+        if trimmed { self.facts.first.unwrap_or(self.facts.last) } else { EntryId::ZERO }
+    }
+
+    /// Looks between two neighbours for what was deleted there.
+    fn look_between(&mut self, before: &Passed, behind: &Passed, max_deleted: EntryId) {
+        let mut found = None;
+        // Only where Redis gave out the ids do they tell of what is missing: outputs of ours have no others.
+        if before.of.is_some() && behind.of.is_some() {
+            found = gap(before.id, behind.id);
+        }
+        let known = found.is_some_and(|(from, count)| {
+            from.ms == max_deleted.ms && max_deleted.seq.checked_sub(from.seq).is_some_and(|at| at < count)
+        });
+        if let Some((id, count)) = found {
+            self.note_gap(Gap { id, count, before: before.of, behind: behind.of });
+        }
+        if !known && before.id < max_deleted && max_deleted < behind.id {
+            self.note_gap(Gap { id: max_deleted, count: 1, before: before.of, behind: behind.of });
+        }
+    }
+
+    fn note_gap(&mut self, gap: Gap) {
+        self.deleted += gap.count;
+        if self.gaps.len() < GAPS_MAX {
+            self.gaps.push(gap);
+        }
+    }
+}
+
+/// An entry that was passed, and whose output it is.
+#[derive(Clone, Default)]
+struct Passed {
+    id: EntryId,
+    of: Option<(u32, EntryId)>,
 }
 
 /// A dead letter, reduced to what is compared.
@@ -187,27 +256,46 @@ impl Gatherer {
         bar: &ProgressBar,
     ) -> Result<()> {
         let is_input = self.inputs.contains(name);
-        let mut read = StreamRead::default();
+        let place = u32::try_from(self.gathered.streams.len()).unwrap_or(u32::MAX);
+        let mut read = StreamRead { place, ..StreamRead::default() };
         if !is_input && !emits && end.length > UNKNOWN_ENTRIES_MAX {
-            let newest = store.range_back(name, "+", "-", PAGE).await?;
-            if !newest.iter().any(|entry| source(entry).is_some()) {
-                self.gathered.unread.push(format!("{name} ({} entries, the newest {PAGE} none of ours)", end.length));
+            let newest = store.range_back(name, "+", "-", NEWEST).await?;
+            let ours = |name: &[u8]| name == b"cofferdam_source";
+            if !newest.iter().any(|entry| entry.fields.iter().any(|(name, _)| ours(name))) {
+                self.gathered.unread.push(format!("{name} ({} entries, the newest {NEWEST} none of ours)", end.length));
                 bar.inc(end.length);
                 return Ok(());
             }
         }
-        let mut from = String::from("-");
+        let (mut from, mut count) = (String::from("-"), PAGE_FIRST);
+        let mut before: Option<Passed> = None;
         loop {
-            let page = store.range(name, &from, &end.last.to_string(), PAGE).await?;
-            let Some(last) = page.last() else { break };
+            let page = store.seen(name, &from, &end.last.to_string(), count).await?;
+            let Some(last) = page.entries.last() else { break };
             from = format!("({}", last.id);
-            for entry in &page {
-                self.output(entry);
-                if is_input {
+            for entry in &page.entries {
+                let passed = Passed { id: entry.id, of: self.output(entry, place) };
+                if let Some(before) = &before {
+                    read.look_between(before, &passed, end.max_deleted);
+                }
+                before = Some(passed);
+                if is_input && read.ids.len() < IDS_MAX {
                     read.ids.push(entry.id);
+                } else {
+                    read.cut_short |= is_input;
                 }
             }
-            bar.inc(page.len() as u64);
+            bar.inc(page.entries.len() as u64);
+            let each = page.bytes / page.entries.len().max(1) + 1;
+            count = (PAGE_BYTES / each).min(count * 2).clamp(1, PAGE_MAX);
+        }
+        // At either end there is no neighbour to tell of it, but Redis keeps the greatest id that was deleted.
+        let is_inside =
+            |before: &Passed| end.first.is_some_and(|first| first < end.max_deleted) && end.max_deleted < before.id;
+        if end.max_deleted > EntryId::ZERO && !before.as_ref().is_some_and(is_inside) {
+            let (of, id) = (before.and_then(|before| before.of), end.max_deleted);
+            let at_end = end.first.is_some_and(|first| first < id);
+            read.note_gap(Gap { id, count: 1, before: of.filter(|_| at_end), behind: None });
         }
         // What was trimmed while we read counts as trimmed.
         read.facts = store.stream_facts(name).await?.unwrap_or_default();
@@ -215,31 +303,26 @@ impl Gatherer {
         Ok(())
     }
 
-    /// Notes an entry if it is an output of ours.
-    fn output(&mut self, entry: &RawEntry) {
-        let Some(text) = source(entry) else { return };
-        let Some(source) = std::str::from_utf8(text).ok().and_then(Source::parse) else { return };
-        match self.group_of(entry, &source) {
-            Some(lane) if self.gathered.outputs.len() < OUTPUTS_MAX => {
-                self.gathered.outputs.push(OutputRecord {
-                    lane,
-                    source: source.id,
-                    index: source.index,
-                    total: source.total,
-                });
-            }
-            Some(_) if self.gathered.unread.is_empty() => {
-                self.gathered.unread.push(format!("outputs beyond the first {OUTPUTS_MAX}"));
-            }
-            Some(_) => {}
-            None => self.gathered.strangers += u64::from(self.all),
+    /// Notes an entry if it is an output of ours: its lane and its message.
+    fn output(&mut self, entry: &Seen, place: u32) -> Option<(u32, EntryId)> {
+        let (message_id, source) = entry.marks.as_ref()?;
+        let source = std::str::from_utf8(source).ok().and_then(Source::parse)?;
+        let Some(lane) = self.lane_of(message_id, &source) else {
+            self.gathered.strangers += u64::from(self.all);
+            return None;
+        };
+        if self.gathered.outputs.len() < OUTPUTS_MAX {
+            let Source { id: source, index, total, .. } = source;
+            self.gathered.outputs.push(OutputRecord { lane, source, index, total, place });
+        } else if self.gathered.unread.is_empty() {
+            self.gathered.unread.push(format!("outputs beyond the first {OUTPUTS_MAX}"));
         }
+        Some((lane, source.id))
     }
 
     /// The lane of an output. Its id was made from the group, so the group need not be believed.
-    fn group_of(&mut self, entry: &RawEntry, source: &Source<'_>) -> Option<u32> {
-        let text = entry.fields.iter().find(|(name, _)| name == b"message_id").map(|(_, value)| value)?;
-        let id = uuid::Uuid::try_parse_ascii(text).ok()?;
+    fn lane_of(&mut self, message_id: &[u8], source: &Source<'_>) -> Option<u32> {
+        let id = uuid::Uuid::try_parse_ascii(message_id).ok()?;
         let is = |group: &str| output_id(group, source.stream, source.id, source.index as usize) == id;
         let readers = self.numbers.get(source.stream);
         if let Some((_, number)) = readers.and_then(|readers| readers.iter().find(|(group, _)| is(group))) {
@@ -279,8 +362,13 @@ impl Gatherer {
     }
 
     fn letter(&mut self, letter: &StoredLetter) -> Letter {
-        // The original program wrote neither group nor id: nothing can be said of those.
-        let is_historic = letter.group.is_empty() && letter.original_id.is_empty() && letter.plugin.is_empty();
+        // The original program wrote neither group nor id: nothing can be said of those. But it said which stream it was, and
+        // copied the message; what does not is nobody's dead letter.
+        let is_historic = letter.group.is_empty()
+            && letter.original_id.is_empty()
+            && letter.plugin.is_empty()
+            && !letter.original_stream.is_empty()
+            && letter.original_message.is_object();
         let attempts = letter.attempts.as_array().map_or(0, Vec::len);
         let evidence = LetterEvidence {
             code: &letter.code,
@@ -301,7 +389,7 @@ impl Gatherer {
         self.gathered.log_is_whole = end.removed() == 0;
         let mut from = String::from("-");
         loop {
-            let page = store.range(OPERATOR_LOG_STREAM, &from, &end.last.to_string(), PAGE).await?;
+            let page = store.range(OPERATOR_LOG_STREAM, &from, &end.last.to_string(), PAGE_MAX).await?;
             let Some(last) = page.last() else { return Ok(()) };
             from = format!("({}", last.id);
             bar.inc(page.len() as u64);
@@ -322,8 +410,4 @@ impl Gatherer {
             }
         }
     }
-}
-
-fn source(entry: &RawEntry) -> Option<&[u8]> {
-    entry.fields.iter().find(|(name, _)| name == b"cofferdam_source").map(|(_, value)| value.as_slice())
 }
