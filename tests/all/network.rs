@@ -1,0 +1,192 @@
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cofferdam_tests::checker::{Left, check, full_length, ledger, ledger_of, payload, unsettled};
+use cofferdam_tests::proxy::{Behaviour, Proxy};
+use cofferdam_tests::{Host, Place, Redis, comes_true, program, program_with_mutants, publish, wait_until};
+
+/// The lease of the tests' configuration.
+const LEASE: Duration = Duration::from_secs(2);
+/// How long a host may take to notice that a silent connection is dead, and to come back from its longest pause.
+const SLACK: Duration = Duration::from_secs(20);
+
+/// Two hosts that work through a stream while something is done to the way between them and Redis.
+pub(crate) struct Work {
+    pub(crate) hosts: [Host; 2],
+    pub(crate) redis: Redis,
+    _place: Place,
+    published: u64,
+}
+
+impl Work {
+    /// Starts the hosts, which find their Redis at `url`, and waits until both have begun.
+    pub(crate) fn start(program: &Path, environment: &[(&str, &str)], redis: Redis, url: &str) -> Self {
+        let place = Place::new();
+        place.put_actor("retries = 2\ncrashes = 3\n[backoff]\nbase = \"100ms\"\n");
+        let host = |number: usize| {
+            let data = place.directory.path().join(format!("data{number}"));
+            Host::start(program, url, &data, &place.plugins(), environment)
+        };
+        let hosts = [host(1), host(2)];
+        wait_until("both hosts are there", || {
+            redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]).lines().count() == 2
+                && redis.cli(&["XINFO", "GROUPS", "stream:in"]).contains("group:actor")
+        });
+        Work { hosts, redis, _place: place, published: 0 }
+    }
+
+    pub(crate) fn publish(&mut self, count: u64) {
+        publish(&self.redis, "stream:in", (self.published..self.published + count).map(payload));
+        self.published += count;
+    }
+
+    /// Publishes 400 messages a second for as long as this.
+    pub(crate) fn publish_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.publish(40);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until nothing is left to do; how long it took.
+    pub(crate) fn settled_within(&self, limit: Duration) -> Duration {
+        let began = Instant::now();
+        let done = comes_true(limit, || unsettled(&self.redis) == 0);
+        assert!(done, "after {limit:?} {} entries are not settled", unsettled(&self.redis));
+        began.elapsed()
+    }
+
+    /// What is left, which must be nothing, and what was charged, which must be what the payloads are to blame for.
+    pub(crate) fn nothing_lost_doubled_or_charged(&mut self) {
+        assert_eq!(check(&self.redis, self.published), Left::default());
+        assert_eq!(ledger(&self.redis), ledger_of(self.published));
+        assert!(self.hosts.iter_mut().all(Host::lives), "a host has ended");
+    }
+}
+
+#[test]
+fn a_network_that_is_cut_silent_late_slow_or_reset_loses_doubles_and_charges_nothing() {
+    let redis = Redis::start();
+    let proxy = Proxy::before(&redis);
+    let mut work = Work::start(&program(), &[], redis, &proxy.url());
+    let each = Duration::from_secs(if full_length() { 60 } else { 3 });
+    for behaviour in [
+        Behaviour::Cut,
+        Behaviour::BlackHole,
+        Behaviour::Late(Duration::from_millis(200)),
+        Behaviour::Trickle,
+        Behaviour::ResetInPlaceOfReplies,
+        Behaviour::LoseSettleReplies,
+    ] {
+        proxy.set(behaviour);
+        work.publish_for(each);
+        let seen = proxy.seen();
+        proxy.set(Behaviour::Pass);
+        // In between there is not always time to come to rest: a next trouble may follow upon the last.
+        work.publish_for(Duration::from_millis(500));
+        println!(
+            "{behaviour:?}: {} connections, {} replies lost, {} of settles",
+            seen.connections, seen.replies_lost, seen.settle_replies_lost
+        );
+    }
+    let took = work.settled_within(2 * LEASE + SLACK);
+    println!("at rest {took:?} after the last trouble");
+    work.nothing_lost_doubled_or_charged();
+}
+
+/// Loses the replies of so many settles.
+fn with_settle_replies_lost(work: &mut Work, proxy: &Proxy, wanted: u64) {
+    proxy.set(Behaviour::LoseSettleReplies);
+    let began = Instant::now();
+    while proxy.seen().settle_replies_lost < wanted {
+        assert!(began.elapsed() < Duration::from_secs(600), "only {:?}", proxy.seen());
+        // Never so many that the hosts are behind: then each settle would carry many messages, and there would be few.
+        if unsettled(&work.redis) < 200 {
+            work.publish(40);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let seen = proxy.seen();
+    proxy.set(Behaviour::Pass);
+    println!("{} of {} settles lost their reply in {:?}", seen.settle_replies_lost, seen.settles, began.elapsed());
+}
+
+#[test]
+fn a_settle_whose_reply_is_lost_is_sent_again_and_doubles_nothing() {
+    let redis = Redis::start();
+    let proxy = Proxy::before(&redis);
+    let mut work = Work::start(&program(), &[], redis, &proxy.url());
+    with_settle_replies_lost(&mut work, &proxy, if full_length() { 1_000 } else { 200 });
+    work.settled_within(2 * LEASE + SLACK);
+    work.nothing_lost_doubled_or_charged();
+}
+
+#[test]
+fn the_same_lost_replies_double_outputs_when_the_fence_is_removed() {
+    let redis = Redis::start();
+    let proxy = Proxy::before(&redis);
+    let mutant = [("COFFERDAM_MUTANT", "no-fence")];
+    let mut work = Work::start(&program_with_mutants(), &mutant, redis, &proxy.url());
+    with_settle_replies_lost(&mut work, &proxy, 20);
+    work.settled_within(2 * LEASE + SLACK);
+    let left = check(&work.redis, work.published);
+    assert!(left.doubled > 0, "without the fence nothing was doubled: the test above proves nothing");
+}
+
+#[test]
+fn clients_killed_twenty_times_a_second_lose_double_and_charge_nothing() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let mut work = Work::start(&program(), &[], redis, &url);
+    let until = Instant::now() + Duration::from_secs(if full_length() { 60 } else { 5 });
+    let mut killed = 0;
+    while Instant::now() < until {
+        work.publish(20);
+        std::thread::sleep(Duration::from_millis(50));
+        killed += work.redis.number(&["CLIENT", "KILL", "TYPE", "normal"]);
+    }
+    println!("{killed} connections killed");
+    assert!(killed > 50, "hardly anything was killed");
+    let took = work.settled_within(2 * LEASE + SLACK);
+    println!("at rest {took:?} after the last kill");
+    work.nothing_lost_doubled_or_charged();
+}
+
+#[test]
+fn scripts_flushed_all_the_time_lose_double_and_charge_nothing() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let mut work = Work::start(&program(), &[], redis, &url);
+    let until = Instant::now() + Duration::from_secs(if full_length() { 60 } else { 5 });
+    let mut flushed = 0;
+    while Instant::now() < until {
+        work.publish(4);
+        for _ in 0..5 {
+            flushed += u64::from(work.redis.cli(&["SCRIPT", "FLUSH"]) == "OK");
+        }
+    }
+    println!("{flushed} flushes");
+    let took = work.settled_within(2 * LEASE + SLACK);
+    println!("at rest {took:?} after the last flush");
+    work.nothing_lost_doubled_or_charged();
+}
+
+#[test]
+fn a_redis_killed_and_started_again_under_load_loses_nothing_that_it_had_confirmed() {
+    let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let url = redis.url();
+    let mut work = Work::start(&program(), &[], redis, &url);
+    let restarts = if full_length() { 100 } else { 6 };
+    for restart in 0..restarts {
+        // Confirmed before the kill, and too much to be done by then.
+        work.publish(500);
+        std::thread::sleep(Duration::from_millis(100 + 37 * (restart % 8)));
+        work.redis.restart();
+        // Some kills come upon hosts that have found their Redis again, some upon hosts that have not.
+        std::thread::sleep(Duration::from_millis(300 + 171 * (restart % 5)));
+    }
+    let took = work.settled_within(2 * LEASE + SLACK);
+    println!("{restarts} restarts; at rest {took:?} after the last");
+    work.nothing_lost_doubled_or_charged();
+}
