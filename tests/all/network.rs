@@ -95,6 +95,23 @@ fn a_network_that_is_cut_silent_late_slow_or_reset_loses_doubles_and_charges_not
     work.nothing_lost_doubled_or_charged();
 }
 
+/// The redis client keeps a connection on which a reply did not come in time, and tries it for ever.
+#[test]
+#[ignore = "a host does not yet give up a connection whose replies time out"]
+fn hosts_give_up_connections_that_have_gone_silent_for_good() {
+    let redis = Redis::start();
+    let proxy = Proxy::before(&redis);
+    let mut work = Work::start(&program(), &[], redis, &proxy.url());
+    for _ in 0..if full_length() { 20 } else { 2 } {
+        proxy.set(Behaviour::HalfOpen);
+        work.publish_for(Duration::from_secs(3));
+        proxy.set(Behaviour::Pass);
+        let took = work.settled_within(2 * LEASE + SLACK);
+        println!("at rest {took:?} after the end, with {} new connections", proxy.seen().connections);
+    }
+    work.nothing_lost_doubled_or_charged();
+}
+
 /// Loses the replies of so many settles.
 fn with_settle_replies_lost(work: &mut Work, proxy: &Proxy, wanted: u64) {
     proxy.set(Behaviour::LoseSettleReplies);

@@ -27,9 +27,12 @@ pub enum Behaviour {
     Pass,
     /// Every connection is closed, and so is every new one.
     Cut,
-    /// Connections stand and are accepted, and nothing comes through either way. What a connection has swallowed breaks it
-    /// for good: it stays silent until its client gives it up, as a half-open one does.
+    /// Connections stand and are accepted, and nothing comes through either way. When it ends, connections that have
+    /// swallowed something are reset, as by a machine that has been started anew and knows nothing of them.
     BlackHole,
+    /// The same, and connections that have swallowed something stay silent for good, as behind a firewall that has
+    /// forgotten them: only their client can give them up.
+    HalfOpen,
     /// Every reply comes this long after its request, or later.
     Late(Duration),
     /// One byte a second, either way. What was on its way when this ends arrives then, wanted or not.
@@ -155,10 +158,13 @@ impl Proxy {
 
     /// Changes the behaviour, of open connections too, and begins to count anew.
     pub fn set(&self, behaviour: Behaviour) {
-        *locked(&self.shared.behaviour) = behaviour;
+        let before = std::mem::replace(&mut *locked(&self.shared.behaviour), behaviour);
         *locked(&self.shared.seen) = Seen::default();
         if behaviour == Behaviour::Cut {
-            self.shared.close_all();
+            self.shared.close(|_| true);
+        }
+        if before == Behaviour::BlackHole {
+            self.shared.close(|connection| connection.silent.load(Ordering::SeqCst) && connection.reset().is_err());
         }
     }
 
@@ -173,7 +179,7 @@ impl Drop for Proxy {
         self.shared.ended.store(true, Ordering::SeqCst);
         // Wakes the thread that accepts.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
-        self.shared.close_all();
+        self.shared.close(|_| true);
     }
 }
 
@@ -212,8 +218,9 @@ impl Shared {
         Ok(())
     }
 
-    fn close_all(&self) {
-        locked(&self.open).iter().filter_map(Weak::upgrade).for_each(|connection| connection.end());
+    fn close(&self, wanted: fn(&Connection) -> bool) {
+        let open = locked(&self.open);
+        open.iter().filter_map(Weak::upgrade).filter(|one| wanted(one)).for_each(|one| one.end());
     }
 
     fn requests(&self, connection: &Connection) -> io::Result<()> {
@@ -223,7 +230,7 @@ impl Shared {
             read_value(&mut from, &mut request)?;
             let kind = kind(&words(&request));
             let behaviour = self.behaviour();
-            if behaviour == Behaviour::BlackHole {
+            if matches!(behaviour, Behaviour::BlackHole | Behaviour::HalfOpen) {
                 connection.silent.store(true, Ordering::SeqCst);
             }
             if connection.silent.load(Ordering::SeqCst) {
@@ -278,7 +285,7 @@ impl Shared {
                 return connection.reset();
             }
             match self.behaviour() {
-                Behaviour::BlackHole => connection.silent.store(true, Ordering::SeqCst),
+                Behaviour::BlackHole | Behaviour::HalfOpen => connection.silent.store(true, Ordering::SeqCst),
                 Behaviour::Late(by) => std::thread::sleep((at + by).saturating_duration_since(Instant::now())),
                 _ => {}
             }
@@ -329,7 +336,7 @@ impl Connection {
         let _ = self.redis.shutdown(Shutdown::Both);
     }
 
-    /// Ends it with a reset: that is sent when the socket is closed, which is when both threads have let go of it.
+    /// Makes its end a reset, which is the error that this gives: that is sent when the socket is closed, which is when both threads have let go of it.
     fn reset(&self) -> io::Result<()> {
         socket2::SockRef::from(&self.host).set_linger(Some(Duration::ZERO))?;
         self.reset.store(true, Ordering::SeqCst);
