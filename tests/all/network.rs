@@ -4,35 +4,45 @@ use std::time::{Duration, Instant};
 use cofferdam_tests::checker::{Left, check, full_length, ledger, ledger_of, payload, unsettled};
 use cofferdam_tests::proxy::{Behaviour, Proxy};
 use cofferdam_tests::{Host, Place, Redis, comes_true, program, program_with_mutants, publish, wait_until};
+use rustix::process::Signal;
 
 /// The lease of the tests' configuration.
 const LEASE: Duration = Duration::from_secs(2);
 /// How long a host may take to notice that a silent connection is dead, and to come back from its longest pause.
 const SLACK: Duration = Duration::from_secs(20);
 
-/// Two hosts that work through a stream while something is done to the way between them and Redis.
+/// Hosts that work through a stream while something is done to the way between them and Redis.
 pub(crate) struct Work {
-    pub(crate) hosts: [Host; 2],
+    pub(crate) hosts: Vec<Host>,
     pub(crate) redis: Redis,
     _place: Place,
     published: u64,
 }
 
 impl Work {
-    /// Starts the hosts, which find their Redis at `url`, and waits until both have begun.
-    pub(crate) fn start(program: &Path, environment: &[(&str, &str)], redis: Redis, url: &str) -> Self {
+    /// Starts two hosts, which find their Redis at `url`, and waits until both have read something.
+    pub(crate) fn start(redis: Redis, url: &str) -> Self {
+        Self::start_with(2, &program(), &[], redis, url)
+    }
+
+    fn start_with(count: usize, program: &Path, environment: &[(&str, &str)], redis: Redis, url: &str) -> Self {
         let place = Place::new();
         place.put_actor("retries = 2\ncrashes = 3\n[backoff]\nbase = \"100ms\"\n");
         let host = |number: usize| {
             let data = place.directory.path().join(format!("data{number}"));
             Host::start(program, url, &data, &place.plugins(), environment)
         };
-        let hosts = [host(1), host(2)];
-        wait_until("both hosts are there", || {
-            redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]).lines().count() == 2
-                && redis.cli(&["XINFO", "GROUPS", "stream:in"]).contains("group:actor")
+        let hosts = (0..count).map(host).collect();
+        let mut work = Work { hosts, redis, _place: place, published: 0 };
+        wait_until("all hosts have read something", || {
+            work.publish(20);
+            std::thread::sleep(Duration::from_millis(50));
+            // Of the consumers, the one whose name begins with ~ is not a host but where parked entries wait.
+            let consumers = work.redis.cli(&["XINFO", "CONSUMERS", "stream:in", "group:actor"]);
+            consumers.lines().filter(|line| line.contains('/') && !line.starts_with('~')).count() == count
         });
-        Work { hosts, redis, _place: place, published: 0 }
+        work.settled_within(SLACK);
+        work
     }
 
     pub(crate) fn publish(&mut self, count: u64) {
@@ -69,7 +79,7 @@ impl Work {
 fn a_network_that_is_cut_silent_late_slow_or_reset_loses_doubles_and_charges_nothing() {
     let redis = Redis::start();
     let proxy = Proxy::before(&redis);
-    let mut work = Work::start(&program(), &[], redis, &proxy.url());
+    let mut work = Work::start(redis, &proxy.url());
     let each = Duration::from_secs(if full_length() { 60 } else { 3 });
     for behaviour in [
         Behaviour::Cut,
@@ -101,7 +111,7 @@ fn a_network_that_is_cut_silent_late_slow_or_reset_loses_doubles_and_charges_not
 fn hosts_give_up_connections_that_have_gone_silent_for_good() {
     let redis = Redis::start();
     let proxy = Proxy::before(&redis);
-    let mut work = Work::start(&program(), &[], redis, &proxy.url());
+    let mut work = Work::start(redis, &proxy.url());
     for _ in 0..if full_length() { 20 } else { 2 } {
         proxy.set(Behaviour::HalfOpen);
         work.publish_for(Duration::from_secs(3));
@@ -109,6 +119,28 @@ fn hosts_give_up_connections_that_have_gone_silent_for_good() {
         let took = work.settled_within(2 * LEASE + SLACK);
         println!("at rest {took:?} after the end, with {} new connections", proxy.seen().connections);
     }
+    work.nothing_lost_doubled_or_charged();
+}
+
+/// A read is on its way when its host gives it up and looks for what it may have brought; then it arrives. What it is given
+/// then, no reply names, and no other host is there to find it.
+#[test]
+fn a_read_that_arrives_after_its_host_has_given_it_up_leaves_nothing_unhandled() {
+    let redis = Redis::start();
+    let proxy = Proxy::before(&redis);
+    let mut work = Work::start_with(1, &program(), &[], redis, &proxy.url());
+    proxy.set(Behaviour::KeepBack);
+    work.publish(40);
+    // Longer than a host waits for a reply, and looks for what is its own after that.
+    std::thread::sleep(Duration::from_secs(8));
+    work.hosts[0].signal(Signal::STOP);
+    work.publish(40);
+    proxy.set(Behaviour::Pass);
+    // Time for all that was kept back to be carried out.
+    std::thread::sleep(Duration::from_secs(1));
+    work.hosts[0].signal(Signal::CONT);
+    let took = work.settled_within(2 * LEASE + SLACK);
+    println!("at rest {took:?} after it went on");
     work.nothing_lost_doubled_or_charged();
 }
 
@@ -133,7 +165,7 @@ fn with_settle_replies_lost(work: &mut Work, proxy: &Proxy, wanted: u64) {
 fn a_settle_whose_reply_is_lost_is_sent_again_and_doubles_nothing() {
     let redis = Redis::start();
     let proxy = Proxy::before(&redis);
-    let mut work = Work::start(&program(), &[], redis, &proxy.url());
+    let mut work = Work::start(redis, &proxy.url());
     with_settle_replies_lost(&mut work, &proxy, if full_length() { 1_000 } else { 200 });
     work.settled_within(2 * LEASE + SLACK);
     work.nothing_lost_doubled_or_charged();
@@ -144,7 +176,7 @@ fn the_same_lost_replies_double_outputs_when_the_fence_is_removed() {
     let redis = Redis::start();
     let proxy = Proxy::before(&redis);
     let mutant = [("COFFERDAM_MUTANT", "no-fence")];
-    let mut work = Work::start(&program_with_mutants(), &mutant, redis, &proxy.url());
+    let mut work = Work::start_with(2, &program_with_mutants(), &mutant, redis, &proxy.url());
     with_settle_replies_lost(&mut work, &proxy, 20);
     work.settled_within(2 * LEASE + SLACK);
     let left = check(&work.redis, work.published);
@@ -155,7 +187,7 @@ fn the_same_lost_replies_double_outputs_when_the_fence_is_removed() {
 fn clients_killed_twenty_times_a_second_lose_double_and_charge_nothing() {
     let redis = Redis::start();
     let url = redis.url();
-    let mut work = Work::start(&program(), &[], redis, &url);
+    let mut work = Work::start(redis, &url);
     let until = Instant::now() + Duration::from_secs(if full_length() { 60 } else { 5 });
     let mut killed = 0;
     while Instant::now() < until {
@@ -174,7 +206,7 @@ fn clients_killed_twenty_times_a_second_lose_double_and_charge_nothing() {
 fn scripts_flushed_all_the_time_lose_double_and_charge_nothing() {
     let redis = Redis::start();
     let url = redis.url();
-    let mut work = Work::start(&program(), &[], redis, &url);
+    let mut work = Work::start(redis, &url);
     let until = Instant::now() + Duration::from_secs(if full_length() { 60 } else { 5 });
     let mut flushed = 0;
     while Instant::now() < until {
@@ -193,7 +225,7 @@ fn scripts_flushed_all_the_time_lose_double_and_charge_nothing() {
 fn a_redis_killed_and_started_again_under_load_loses_nothing_that_it_had_confirmed() {
     let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
     let url = redis.url();
-    let mut work = Work::start(&program(), &[], redis, &url);
+    let mut work = Work::start(redis, &url);
     let restarts = if full_length() { 100 } else { 6 };
     for restart in 0..restarts {
         // Confirmed before the kill, and too much to be done by then.

@@ -42,8 +42,11 @@ pub enum Behaviour {
     /// Every second settle is carried out and its connection reset in place of the reply; everything else passes. Not
     /// every one, because then none would be known to have been taken, and few would be sent.
     LoseSettleReplies,
-    /// These commands are not carried out but answered with this error.
-    Refuse(Commands, &'static str),
+    /// Requests of the connections that are open now are kept back, and arrive when this ends, whether or not the host still
+    /// waits; replies and new connections pass.
+    KeepBack,
+    /// These commands are not carried out but answered with an error, which is its code and its words.
+    Refuse(Commands, &'static str, &'static str),
 }
 
 /// Some commands of a host.
@@ -100,6 +103,8 @@ struct Connection {
     asked: Mutex<VecDeque<Asked>>,
     /// Something of it has been swallowed: nothing that comes after would make sense to its reader.
     silent: AtomicBool,
+    /// It was there when requests began to be kept back.
+    kept_back: AtomicBool,
     /// It is to end with a reset, not with a farewell.
     reset: AtomicBool,
 }
@@ -163,6 +168,10 @@ impl Proxy {
         if behaviour == Behaviour::Cut {
             self.shared.close(|_| true);
         }
+        if behaviour == Behaviour::KeepBack {
+            let open = locked(&self.shared.open);
+            open.iter().filter_map(Weak::upgrade).for_each(|one| one.kept_back.store(true, Ordering::SeqCst));
+        }
         if before == Behaviour::BlackHole {
             self.shared.close(|connection| connection.silent.load(Ordering::SeqCst) && connection.reset().is_err());
         }
@@ -198,7 +207,7 @@ impl Shared {
             host,
             redis,
             asked: Mutex::default(),
-            silent: AtomicBool::new(false),
+            silent: AtomicBool::default(),
             reset: AtomicBool::new(false),
         });
         let mut open = locked(&self.open);
@@ -236,6 +245,9 @@ impl Shared {
             if connection.silent.load(Ordering::SeqCst) {
                 continue;
             }
+            while connection.kept_back.load(Ordering::SeqCst) && self.behaviour() == Behaviour::KeepBack {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             let mut asked = locked(&connection.asked);
             asked.push_back(Asked { at: Instant::now(), kind, fate: self.fate(behaviour, kind) });
             if matches!(asked.back(), Some(Asked { fate: Fate::Answer(_), .. })) {
@@ -259,10 +271,10 @@ impl Shared {
                     Fate::Relay
                 }
             }
-            Behaviour::Refuse(commands, error) if commands.include(kind) => {
+            Behaviour::Refuse(commands, code, words) if commands.include(kind) => {
                 seen.refused += 1;
                 seen.first_refusal.get_or_insert_with(Instant::now);
-                Fate::Answer(format!("-{error}\r\n"))
+                Fate::Answer(format!("-{code} {words}\r\n"))
             }
             _ => Fate::Relay,
         }
