@@ -208,7 +208,8 @@ impl Shared {
             redis,
             asked: Mutex::default(),
             silent: AtomicBool::default(),
-            reset: AtomicBool::new(false),
+            kept_back: AtomicBool::default(),
+            reset: AtomicBool::default(),
         });
         let mut open = locked(&self.open);
         open.retain(|connection| connection.strong_count() > 0);
