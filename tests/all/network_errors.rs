@@ -22,7 +22,7 @@ const ERRORS: [(&str, &str, &str); 12] = [
     ("MASTERDOWN", "Link with MASTER is down and replica-serve-stale-data is set to 'no'.", NOT_READY),
     ("TRYAGAIN", "Multiple keys request during rehashing of slot", NOT_READY),
     ("MOVED", "3999 127.0.0.1:6381", NOT_READY),
-    ("ASK", "3999 127.0.0.1:6381", NOT_READY),
+    ("ASK", "3999 127.0.0.1:6382", NOT_READY),
     ("NOSCRIPT", "No matching script. Please use EVAL.", NOT_READY),
     ("OOM", "command not allowed when used memory > 'maxmemory'.", REFUSES_WRITES),
 ];
