@@ -113,6 +113,10 @@ pub fn check(redis: &Redis, published: u64) -> Left {
     }
     left.doubled =
         seen.values().filter(|count| **count > 1).count() + dead.values().filter(|count| **count > 1).count();
+    // Which, so that their entries can be looked for in the logs and in Redis.
+    for (what, count) in seen.iter().filter(|(_, count)| **count > 1).take(5) {
+        println!("output {} of message {} is there {count} times", what.1, what.0);
+    }
     for seq in 0..published {
         let (expected, found) = (outputs_of(seq), seen.range((seq, 0)..(seq + 1, 0)).count());
         match (expected, found, dead.contains_key(&seq)) {

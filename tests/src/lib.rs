@@ -282,7 +282,8 @@ impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(15).collect();
+            // What plugins say in a test is known, and would leave no room for what the host has to say.
+            let tail: Vec<&str> = log.lines().rev().filter(|line| !line.contains(" plugin: ")).take(25).collect();
             eprintln!(
                 "the last lines of {}:\n{}",
                 self.log.display(),
