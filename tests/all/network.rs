@@ -50,12 +50,12 @@ impl Work {
         self.published += count;
     }
 
-    /// Publishes 400 messages a second for as long as this.
+    /// Publishes 400 messages a second for as long as this; fewer in the long form, where outages would pile them up.
     pub(crate) fn publish_for(&mut self, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until {
             self.publish(40);
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(if full_length() { 1_000 } else { 100 }));
         }
     }
 
