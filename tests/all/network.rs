@@ -246,17 +246,7 @@ fn scripts_flushed_all_the_time_lose_double_and_charge_nothing() {
 
 #[test]
 fn a_redis_killed_and_started_again_under_load_loses_nothing_that_it_had_confirmed() {
-    let redis = Redis::start_with(&[
-        "--appendonly",
-        "yes",
-        "--appendfsync",
-        "always",
-        // Kills also come upon a Redis that is writing its file anew.
-        "--auto-aof-rewrite-min-size",
-        "1mb",
-        "--auto-aof-rewrite-percentage",
-        "20",
-    ]);
+    let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
     let url = redis.url();
     let mut work = Work::start(redis, &url);
     let restarts = if full_length() { 100 } else { 6 };
