@@ -14,6 +14,10 @@ mod documents;
 mod failover;
 /// What becomes of a delivery: every outcome and fault, and what is left in Redis.
 mod life;
+/// Connections cut, silent, slow and reset, replies lost, Redis killed: nothing lost, doubled or charged.
+mod network;
+/// Every error that a Redis can answer with when it cannot serve.
+mod network_errors;
 /// The failures of the original pipeline, each by name.
 mod original;
 /// Versions swapped under load, half of them broken.

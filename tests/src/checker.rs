@@ -25,6 +25,17 @@ pub struct Left {
     pub unsettled: u64,
 }
 
+/// What the ledger of a lane counts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Messages that were committed.
+    pub committed: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Charged attempts.
+    pub retried: u64,
+}
+
 /// Every 500th message is poison: it always traps, and must end among the dead letters. Every 20th fails at its first try.
 pub fn payload(seq: u64) -> String {
     if is_poison(seq) {
@@ -57,6 +68,25 @@ pub fn outputs_of(seq: u64) -> usize {
     }
 }
 
+/// What the ledger must count when nothing but the payloads themselves was to blame for a failure: each failure of a guest
+/// once, and none that came of Redis, of the network or of a host's death. For plugins with `retries = 2`.
+pub fn ledger_of(published: u64) -> Counted {
+    let count = |of: fn(u64) -> bool| (0..published).filter(|seq| of(*seq)).count() as u64;
+    let (poison, at_first) = (count(is_poison), count(fails_at_first));
+    Counted { committed: published - poison, dead: poison, retried: at_first + 2 * poison }
+}
+
+/// What the ledger of the actor's lane counts.
+pub fn ledger(redis: &Redis) -> Counted {
+    let count = |field| redis.number(&["HGET", "cofferdam:ledger:stream:in|group:actor", field]);
+    Counted { committed: count("committed"), dead: count("dead"), retried: count("retried") }
+}
+
+/// Whether the long form of every chaos test is wanted: `COFFERDAM_CHAOS=full`.
+pub fn full_length() -> bool {
+    std::env::var_os("COFFERDAM_CHAOS").is_some_and(|length| length == "full")
+}
+
 /// How many entries of the actor's input are not settled: those that the group holds, and those that it has not read.
 pub fn unsettled(redis: &Redis) -> u64 {
     let groups = redis.cli(&["XINFO", "GROUPS", "stream:in"]);
@@ -83,6 +113,10 @@ pub fn check(redis: &Redis, published: u64) -> Left {
     }
     left.doubled =
         seen.values().filter(|count| **count > 1).count() + dead.values().filter(|count| **count > 1).count();
+    // Which, so that their entries can be looked for in the logs and in Redis.
+    for (what, count) in seen.iter().filter(|(_, count)| **count > 1).take(5) {
+        println!("output {} of message {} is there {count} times", what.1, what.0);
+    }
     for seq in 0..published {
         let (expected, found) = (outputs_of(seq), seen.range((seq, 0)..(seq + 1, 0)).count());
         match (expected, found, dead.contains_key(&seq)) {

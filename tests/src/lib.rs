@@ -4,6 +4,8 @@
 
 /// What a run under fire must leave behind.
 pub mod checker;
+/// A bad network between hosts and a Redis.
+pub mod proxy;
 /// Servers that die and come back, and who talks to them.
 pub mod servers;
 
@@ -55,6 +57,7 @@ pub fn guest(name: &str) -> Vec<u8> {
 pub struct Redis {
     child: Child,
     directory: TempDir,
+    arguments: Vec<String>,
 }
 
 impl Redis {
@@ -66,30 +69,38 @@ impl Redis {
     /// Starts one with further arguments.
     pub fn start_with(arguments: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("cf-").tempdir().expect("a temporary directory can be made");
-        let program =
-            ["redis-server", "valkey-server"].into_iter().find(|name| has(name)).expect("no redis-server: make setup");
-        let child = Command::new(program)
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
-            .arg(directory.path().join("r.sock"))
-            .args(arguments)
-            .current_dir(directory.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis can be started");
-        let redis = Redis { child, directory };
-        wait_until("redis answers", || redis.cli(&["PING"]) == "PONG");
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let redis = Redis { child: serve(&directory, &arguments), directory, arguments };
+        redis.wait();
         redis
+    }
+
+    /// Kills it as a crash would, and starts it again on what it has left, at the same place.
+    pub fn restart(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.child = serve(&self.directory, &self.arguments);
+        self.wait();
+    }
+
+    fn wait(&self) {
+        wait_until("redis answers", || self.cli(&["PING"]) == "PONG");
+    }
+
+    /// The path of its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("r.sock")
     }
 
     /// Where it listens.
     pub fn url(&self) -> String {
-        format!("redis+unix://{}", self.directory.path().join("r.sock").display())
+        format!("redis+unix://{}", self.socket().display())
     }
 
     /// What redis-cli says to a command.
     pub fn cli(&self, arguments: &[&str]) -> String {
-        let socket = self.directory.path().join("r.sock");
-        let output = Command::new("redis-cli").arg("-s").arg(socket).args(arguments).output().expect("redis-cli runs");
+        let output =
+            Command::new("redis-cli").arg("-s").arg(self.socket()).args(arguments).output().expect("redis-cli runs");
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
@@ -109,6 +120,19 @@ impl Drop for Redis {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn serve(directory: &TempDir, arguments: &[String]) -> Child {
+    let program =
+        ["redis-server", "valkey-server"].into_iter().find(|name| has(name)).expect("no redis-server: make setup");
+    Command::new(program)
+        .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
+        .arg(directory.path().join("r.sock"))
+        .args(arguments)
+        .current_dir(directory.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis can be started")
 }
 
 fn has(program: &str) -> bool {
@@ -260,7 +284,8 @@ impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(15).collect();
+            // What plugins say in a test is known, and would leave no room for what the host has to say.
+            let tail: Vec<&str> = log.lines().rev().filter(|line| !line.contains(" plugin: ")).take(25).collect();
             eprintln!(
                 "the last lines of {}:\n{}",
                 self.log.display(),
@@ -306,10 +331,9 @@ pub fn publish(redis: &Redis, stream: &str, payloads: impl Iterator<Item = Strin
             let _ = write!(bytes, "${}\r\n{argument}\r\n", argument.len());
         }
     }
-    let socket = redis.directory.path().join("r.sock");
     let mut child = Command::new("redis-cli")
         .arg("-s")
-        .arg(socket)
+        .arg(redis.socket())
         .arg("--pipe")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
