@@ -12,6 +12,8 @@ mod deadline;
 mod documents;
 /// What becomes of a delivery: every outcome and fault, and what is left in Redis.
 mod life;
+/// What operators do to the Redis that hosts are at work on, downstreams that are away, and fleets with nothing to do.
+mod operators;
 /// The failures of the original pipeline, each by name.
 mod original;
 /// Versions swapped under load, half of them broken.
