@@ -1,7 +1,7 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use cofferdam_tests::checker::{Left, check, payload, unsettled};
 use cofferdam_tests::{Host, Place, Redis, comes_true, program, program_with_mutants, publish};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -13,34 +13,6 @@ impl Random {
     fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
-    }
-}
-
-/// What a run under fire left behind.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Left {
-    lost: usize,
-    doubled: usize,
-    partial: usize,
-    innocents: usize,
-    poison_missing: usize,
-    unsettled: u64,
-}
-
-/// Every 500th message is poison: it always traps, and must end among the dead letters. Every 20th fails at its first try.
-fn payload(seq: u64) -> String {
-    match seq {
-        s if s % 500 == 499 => format!(r#"{{"do":"trap","seq":{seq}}}"#),
-        s if s % 20 == 7 => format!(r#"{{"do":"trap-below","n":2,"seq":{seq}}}"#),
-        _ => format!(r#"{{"do":"emit","n":2,"seq":{seq},"busy_us":2000}}"#),
-    }
-}
-
-fn outputs_of(seq: u64) -> usize {
-    match seq {
-        s if s % 500 == 499 => 0,
-        s if s % 20 == 7 => 1,
-        _ => 2,
     }
 }
 
@@ -91,17 +63,9 @@ fn under_fire(program: &Path, environment: &[(&str, &str)], kills: u64, seed: u6
         std::thread::sleep(Duration::from_secs(4));
         hosts[at].signal(Signal::CONT);
     }
-    let quiet = |redis: &Redis| {
-        let groups = redis.cli(&["XINFO", "GROUPS", "stream:in"]);
-        let lines: Vec<&str> = groups.lines().collect();
-        let of = |name: &str| {
-            lines.iter().position(|line| *line == name).and_then(|at| lines.get(at + 1)?.parse::<u64>().ok())
-        };
-        of("pending").unwrap_or(1) + of("lag").unwrap_or(1)
-    };
-    comes_true(Duration::from_secs(90), || quiet(&redis) == 0);
+    comes_true(Duration::from_secs(90), || unsettled(&redis) == 0);
     println!("{killed} hosts killed, {zombies} stopped for longer than their lease");
-    check(&redis, published, quiet(&redis))
+    check(&redis, published)
 }
 
 /// Whether a host has entries in its hands: only then is it worth stopping.
@@ -112,37 +76,6 @@ fn holds(redis: &Redis, host: &Host) -> bool {
         .unwrap_or_default();
     let Some(consumer) = report["consumer"].as_str().filter(|_| report["pid"] == host.pid()) else { return false };
     !redis.cli(&["XPENDING", "stream:in", "group:actor", "-", "+", "1", consumer]).is_empty()
-}
-
-fn check(redis: &Redis, published: u64, unsettled: u64) -> Left {
-    let mut left = Left { unsettled, ..Left::default() };
-    let mut seen: BTreeMap<(u64, u64), usize> = BTreeMap::new();
-    for line in redis.cli(&["XRANGE", "stream:out", "-", "+"]).lines().filter(|line| line.starts_with("{\"")) {
-        let event: Value = serde_json::from_str(line).unwrap();
-        *seen.entry((event["seq"].as_u64().unwrap(), event["index"].as_u64().unwrap())).or_default() += 1;
-    }
-    let mut dead: BTreeMap<u64, usize> = BTreeMap::new();
-    for line in
-        redis.cli(&["XRANGE", "stream:dead_letter", "-", "+"]).lines().filter(|line| line.starts_with("{\"do\""))
-    {
-        let original: Value = serde_json::from_str(line).unwrap();
-        *dead.entry(original["seq"].as_u64().unwrap()).or_default() += 1;
-    }
-    left.doubled =
-        seen.values().filter(|count| **count > 1).count() + dead.values().filter(|count| **count > 1).count();
-    for seq in 0..published {
-        let (expected, found) = (outputs_of(seq), seen.range((seq, 0)..(seq + 1, 0)).count());
-        match (expected, found, dead.contains_key(&seq)) {
-            (0, _, false) => left.poison_missing += 1,
-            (0, ..) => {}
-            (_, 0, true) => left.innocents += 1,
-            (_, 0, false) => left.lost += 1,
-            (expected, found, _) if found < expected => left.partial += 1,
-            _ => {}
-        }
-    }
-    println!("published {published}, outputs {}, dead letters {}: {left:?}", seen.len(), dead.len());
-    left
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //!
 //! Every server listens on a unix socket in a temporary directory and is stopped by its own process id.
 
+/// What a run under fire must leave behind.
+pub mod checker;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

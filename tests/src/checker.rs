@@ -1,0 +1,99 @@
+//! What a run under fire left behind, judged from Redis alone: every chaos test ends here.
+//!
+//! A test publishes [`payload`]s numbered from 0, does its worst, waits until [`unsettled`] is 0, and asks [`check`].
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::Redis;
+
+/// What a run under fire left behind. A good run leaves the default, which is nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Published, and neither emitted nor among the dead letters.
+    pub lost: usize,
+    /// Outputs and dead letters that stand there twice.
+    pub doubled: usize,
+    /// Messages of whose outputs only some are there.
+    pub partial: usize,
+    /// Messages among the dead letters that do not belong there.
+    pub innocents: usize,
+    /// Poison that is not among the dead letters.
+    pub poison_missing: usize,
+    /// Entries that the group holds or has not read.
+    pub unsettled: u64,
+}
+
+/// Every 500th message is poison: it always traps, and must end among the dead letters. Every 20th fails at its first try.
+pub fn payload(seq: u64) -> String {
+    if is_poison(seq) {
+        format!(r#"{{"do":"trap","seq":{seq}}}"#)
+    } else if fails_at_first(seq) {
+        format!(r#"{{"do":"trap-below","n":2,"seq":{seq}}}"#)
+    } else {
+        format!(r#"{{"do":"emit","n":2,"seq":{seq},"busy_us":2000}}"#)
+    }
+}
+
+/// Whether a message always traps.
+pub fn is_poison(seq: u64) -> bool {
+    seq % 500 == 499
+}
+
+/// Whether a message traps once, and succeeds at its second try.
+pub fn fails_at_first(seq: u64) -> bool {
+    !is_poison(seq) && seq % 20 == 7
+}
+
+/// How many outputs a message must have in the end.
+pub fn outputs_of(seq: u64) -> usize {
+    if is_poison(seq) {
+        0
+    } else if fails_at_first(seq) {
+        1
+    } else {
+        2
+    }
+}
+
+/// How many entries of the actor's input are not settled: those that the group holds, and those that it has not read.
+pub fn unsettled(redis: &Redis) -> u64 {
+    let groups = redis.cli(&["XINFO", "GROUPS", "stream:in"]);
+    let lines: Vec<&str> = groups.lines().collect();
+    let of =
+        |name: &str| lines.iter().position(|line| *line == name).and_then(|at| lines.get(at + 1)?.parse::<u64>().ok());
+    of("pending").unwrap_or(1) + of("lag").unwrap_or(1)
+}
+
+/// Compares the outputs and the dead letters with what was published: the payloads 0 to `published`, each once.
+pub fn check(redis: &Redis, published: u64) -> Left {
+    let mut left = Left { unsettled: unsettled(redis), ..Left::default() };
+    let mut seen: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+    for line in redis.cli(&["XRANGE", "stream:out", "-", "+"]).lines().filter(|line| line.starts_with("{\"")) {
+        let event: Value = serde_json::from_str(line).unwrap();
+        *seen.entry((event["seq"].as_u64().unwrap(), event["index"].as_u64().unwrap())).or_default() += 1;
+    }
+    let mut dead: BTreeMap<u64, usize> = BTreeMap::new();
+    for line in
+        redis.cli(&["XRANGE", "stream:dead_letter", "-", "+"]).lines().filter(|line| line.starts_with("{\"do\""))
+    {
+        let original: Value = serde_json::from_str(line).unwrap();
+        *dead.entry(original["seq"].as_u64().unwrap()).or_default() += 1;
+    }
+    left.doubled =
+        seen.values().filter(|count| **count > 1).count() + dead.values().filter(|count| **count > 1).count();
+    for seq in 0..published {
+        let (expected, found) = (outputs_of(seq), seen.range((seq, 0)..(seq + 1, 0)).count());
+        match (expected, found, dead.contains_key(&seq)) {
+            (0, _, false) => left.poison_missing += 1,
+            (0, ..) => {}
+            (_, 0, true) => left.innocents += 1,
+            (_, 0, false) => left.lost += 1,
+            (expected, found, _) if found < expected => left.partial += 1,
+            _ => {}
+        }
+    }
+    println!("published {published}, outputs {}, dead letters {}: {left:?}", seen.len(), dead.len());
+    left
+}
