@@ -18,7 +18,11 @@ mod operators;
 mod original;
 /// Versions swapped under load, half of them broken.
 mod reload;
+/// Hosts that come and go, and two of one name.
+mod rolling;
 /// Arrows between crates, bans, guests without a test.
 mod tidy;
+/// The ways in which files come into a watched folder.
+mod watching;
 /// The inherited wire format, byte for byte, in and out.
 mod wire;
