@@ -148,14 +148,14 @@ fn a_volume_of_kubernetes_whose_data_are_swapped_is_seen() {
 #[test]
 fn a_folder_that_is_deleted_and_made_again_is_seen() {
     let (redis, place) = (Redis::start(), Place::new());
-    first_version(&place, "actor", true);
+    first_version(&place, "actor", false);
     let host = start(&place, &redis, "actor");
     each_is_seen("the folder deleted and made again", &place, &host, "actor", |place, round| {
         fs::remove_dir_all(place.plugins()).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(500));
         fs::create_dir(place.plugins()).unwrap();
+        fs::write(files(place, "actor").1, manifest(None)).unwrap();
         fs::write(files(place, "actor").0, wasm(round)).unwrap();
-        fs::write(files(place, "actor").1, manifest(Some(&wasm(round)))).unwrap();
     });
 }
 
