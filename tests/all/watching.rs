@@ -46,7 +46,7 @@ fn write_slowly(path: &Path, bytes: &[u8]) {
     for piece in body.chunks(body.len().div_ceil(4)).chain([tail]) {
         file.write_all(piece).unwrap();
         file.sync_data().unwrap();
-        std::thread::sleep(Duration::from_millis(400));
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -202,11 +202,10 @@ fn a_new_version_among_more_events_than_the_kernel_keeps_is_seen() {
     each_is_seen("in a flood of events", &place, &host, "actor", |place, round| {
         // The host does not read while it stands still, so the kernel's queue overflows for certain.
         host.signal(rustix::process::Signal::STOP);
-        let junk = place.plugins().join(".junk");
-        for event in 0..kept / 2 {
-            // Other names one after another, because the kernel folds equal events into one.
-            fs::write(&junk, b"junk").unwrap();
-            fs::rename(&junk, place.plugins().join(format!(".junk{}", event % 2))).unwrap();
+        let mut junk = [".junk0", ".junk1"].map(|name| fs::File::create(place.plugins().join(name)).unwrap());
+        for event in 0..kept + 1_000 {
+            // One file after the other, because the kernel folds equal events into one.
+            junk[event % 2].write_all(b"j").unwrap();
         }
         put(&files(place, "actor").0, &wasm(round));
         put(&files(place, "actor").1, manifest(Some(&wasm(round))).as_bytes());
