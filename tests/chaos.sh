@@ -8,7 +8,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 names=("$@")
 if [[ ${#names[@]} == 0 ]]; then
-  names=(crash reload operators rolling watching)
+  for name in crash reload network network_errors storage failover operators rolling watching; do
+    [[ -e "tests/all/$name.rs" ]] && names+=("$name")
+  done
 fi
 results="$(mktemp)"
 readonly results
@@ -26,6 +28,6 @@ failed="$(count '^test .* FAILED$')"
 printf '\n======== summary ========\n'
 grep -E '^(======== |test .* FAILED$|test result: |error(:|\[)|SKIPPED)' "$results"
 printf '%s passed, %s failed, %s ignored, %s skipped\n' \
-  "$(count '^test .* ok$')" "$failed" "$(count '^test .* ignored')" "$(count '^SKIPPED')"
+  "$(count '^test .* \.\.\. ok$')" "$failed" "$(count '^test .* \.\.\. ignored')" "$(count '^SKIPPED')"
 # A program that did not build or a file without a test fails too.
 (( failed == 0 )) && ! grep -qE '^error|^running 0 tests' "$results"

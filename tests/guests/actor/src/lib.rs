@@ -74,9 +74,10 @@ mod guest {
                     reason: "the payload says retry".into(),
                     after_ms: order.get("after_ms").and_then(Value::as_u64),
                 })),
-                "down-until" if clock::now_ms() < number("until_ms") => {
-                    Err(Failure::Retry(RetryLater { reason: "what is behind this plugin is down".into(), after_ms: None }))
-                }
+                "down-until" if clock::now_ms() < number("until_ms") => Err(Failure::Retry(RetryLater {
+                    reason: "what is behind this plugin is down".into(),
+                    after_ms: None,
+                })),
                 "down-until" => Ok(vec![event(to, json!({"src": message.id, "seq": order.get("seq")}).to_string())]),
                 "reject" => Err(Failure::Reject("the payload says reject".into())),
                 "grow" => {
