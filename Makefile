@@ -1,5 +1,5 @@
-# Two commands: `make demo` and `make test`. Both set up what a fresh machine lacks.
-.PHONY: demo test build setup guests check unit end-to-end bench clean
+# Two commands: `make demo` and `make test`. Both set up what a fresh machine lacks. `make chaos` takes hours.
+.PHONY: demo test build setup guests check unit mutants end-to-end chaos bench clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 export CARGO_TARGET_DIR := $(abspath $(target))
@@ -37,11 +37,17 @@ unit: guests
 	cd plugins && CARGO_TARGET_DIR=target cargo test --locked --release -p labcheck --features flaky-v1
 
 # The program with the bugs that the tests must catch is built beside the one that users have.
-end-to-end: build
+mutants: build
 	cargo build --locked --release -p cofferdam --features mutants
 	cp -f $(CARGO_TARGET_DIR)/release/cofferdam $(CARGO_TARGET_DIR)/release/cofferdam-mutants
 	cargo build --locked --release -p cofferdam
+
+end-to-end: mutants
 	cargo test --locked --release -p cofferdam-tests -- --test-threads=$(or $(TEST_THREADS),2)
+
+# Kills, bad networks, operators, restarts and file patterns, each for as long and as often as it takes to believe the result.
+chaos: mutants
+	@./tests/chaos.sh
 
 bench: build
 	$(CARGO_TARGET_DIR)/release/cofferdam bench

@@ -18,15 +18,21 @@ mod life;
 mod network;
 /// Every error that a Redis can answer with when it cannot serve.
 mod network_errors;
+/// What operators do to the Redis that hosts are at work on, downstreams that are away, and fleets with nothing to do.
+mod operators;
 /// The failures of the original pipeline, each by name.
 mod original;
 /// Versions swapped under load, half of them broken.
 mod reload;
+/// Hosts that come and go, and two of one name.
+mod rolling;
 /// Power, memory, disk and clock of Redis, failing under load.
 mod storage;
 /// Arrows between crates, bans, guests without a test.
 mod tidy;
 /// Faults planted by hand into what a host has done, and a system at work: what `verify` says of them.
 mod verify;
+/// The ways in which files come into a watched folder.
+mod watching;
 /// The inherited wire format, byte for byte, in and out.
 mod wire;

@@ -72,12 +72,14 @@ pub(crate) struct Folder {
     memory: BTreeMap<String, Memory>,
     /// Status files, by plugin: what was written last.
     written: BTreeMap<String, String>,
+    /// The folder could not be read at the last look, and the log says so.
+    unreadable: bool,
 }
 
 impl Folder {
     pub(crate) fn new(config: Arc<Config>, engine: Engine, supervisor: Arc<Supervisor>) -> Self {
         let dir = config.plugins_dir.clone();
-        Folder { dir, config, engine, supervisor, memory: BTreeMap::new(), written: BTreeMap::new() }
+        Folder { dir, config, engine, supervisor, memory: BTreeMap::new(), written: BTreeMap::new(), unreadable: false }
     }
 
     /// Runs until `stop` is set.
@@ -88,6 +90,10 @@ impl Folder {
         loop {
             // A folder that was deleted and made again gives no event to a watcher of the old one.
             let now = fs::metadata(&self.dir).ok().map(|meta| (meta.dev(), meta.ino()));
+            if now.is_none() {
+                // The next one may have the number of this one.
+                (watcher, watched) = (None, None);
+            }
             if now.is_some() && (watcher.is_none() || watched != now) {
                 watcher = watch_folder(&self.dir, hints.clone());
                 watched = now;
@@ -111,10 +117,14 @@ impl Folder {
         let found = match scan(&self.dir) {
             Ok(found) => found,
             Err(error) => {
-                tracing::error!(dir = %self.dir.display(), %error, "cannot read the plugins folder; what is live goes on");
-                return true;
+                if !std::mem::replace(&mut self.unreadable, true) {
+                    tracing::error!(dir = %self.dir.display(), %error, "cannot read the plugins folder; what is live goes on");
+                }
+                // No event says that it is there again.
+                return false;
             }
         };
+        self.unreadable = false;
         let gone: Vec<String> = self.memory.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
         let mut settled = true;
         for name in gone {

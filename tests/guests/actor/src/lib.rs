@@ -1,12 +1,33 @@
 //! Does what the payload says, so that one guest serves every test of what becomes of a delivery:
 //!
 //! `{"do": "emit", "n": 2, "seq": 7}` emits n events · `trap` · `spin` for ever · `retry` · `reject` · `grow` past any memory ·
-//! `elsewhere` emits to a stream it was not granted · `not-json` · `trap-below` traps while the attempt is below n.
+//! `elsewhere` emits to a stream it was not granted · `not-json` · `trap-below` traps while the attempt is below n ·
+//! `down-until` answers retry while the clock of the message is before `until_ms`, as a plugin does whose downstream is away.
 //! Before it acts it is busy for `busy_us` microseconds' worth of work.
 
 #[cfg(target_family = "wasm")]
 mod guest {
     wit_bindgen::generate!({ world: "plugin", path: "../../../wit" });
+
+    // The standard library of wasm32-unknown-unknown, on which this guest is built where there is no other, knows no clock.
+    mod clock {
+        wit_bindgen::generate!({ generate_all, inline: "
+            package test:clock;
+            world watch { import wasi:clocks/wall-clock@0.2.6; }
+            package wasi:clocks@0.2.6 {
+                interface wall-clock {
+                    record datetime { seconds: u64, nanoseconds: u32 }
+                    now: func() -> datetime;
+                    resolution: func() -> datetime;
+                }
+            }
+        " });
+
+        pub(crate) fn now_ms() -> u64 {
+            let now = wasi::clocks::wall_clock::now();
+            now.seconds * 1_000 + u64::from(now.nanoseconds / 1_000_000)
+        }
+    }
 
     use cofferdam::plugin::config;
     use cofferdam::plugin::types::{Event, Failure, Message, RetryLater};
@@ -53,6 +74,11 @@ mod guest {
                     reason: "the payload says retry".into(),
                     after_ms: order.get("after_ms").and_then(Value::as_u64),
                 })),
+                "down-until" if clock::now_ms() < number("until_ms") => Err(Failure::Retry(RetryLater {
+                    reason: "what is behind this plugin is down".into(),
+                    after_ms: None,
+                })),
+                "down-until" => Ok(vec![event(to, json!({"src": message.id, "seq": order.get("seq")}).to_string())]),
                 "reject" => Err(Failure::Reject("the payload says reject".into())),
                 "grow" => {
                     let mut hoard = Vec::new();
