@@ -417,7 +417,7 @@ async fn at_the_memory_limit_each_script_runs_or_is_refused_as_it_must_and_a_ref
     let settled = settle(&store, &[decided(two.clone(), Token(1), release)]).await.unwrap();
     assert_eq!(settled, [Settled::Released], "park (release)");
     let me = TakeFor { consumer: "me", plugin: "actor", now: "now" };
-    let (found, taken) = store.take_due(&lane(), &me, 10, Duration::ZERO).await.unwrap();
+    let (found, taken) = store.take_due(&lane(), &me, 10).await.unwrap();
     assert_eq!((found, taken.len()), (2, 2), "take");
     assert_eq!(taken[0].attempts.len(), 1);
 
