@@ -265,8 +265,9 @@ impl World {
         };
         state.commands += 1;
         // Requests follow from the replies before them, so their digest tells runs apart.
-        for byte in request.commands.iter().flatten().flatten() {
-            state.trace = (state.trace ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        for word in request.commands.iter().flatten().flat_map(|argument| argument.chunks(8)) {
+            let word = word.iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+            state.trace = (state.trace ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
         }
         drop(guard);
         if request.may_add() {

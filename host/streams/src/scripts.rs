@@ -3,6 +3,8 @@
 //! A script is sent by its digest; a server that does not know it (restart, failover, `SCRIPT FLUSH`) is given the text and
 //! asked again. Never inside MULTI: there, `NOSCRIPT` does not stop the rest of the transaction.
 
+use std::sync::{Arc, OnceLock};
+
 use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
 
 use crate::StreamError;
@@ -52,8 +54,15 @@ pub(crate) struct Scripts {
     pub(crate) drop_consumer: Script,
 }
 
+/// They are the same for every store.
+static SHARED: OnceLock<Arc<Scripts>> = OnceLock::new();
+
 impl Scripts {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn shared() -> Arc<Self> {
+        SHARED.get_or_init(|| Arc::new(Scripts::new())).clone()
+    }
+
+    fn new() -> Self {
         Scripts {
             settle: Script::new("settle", include_str!("scripts/settle.lua")),
             park: Script::new("park", include_str!("scripts/park.lua")),

@@ -67,7 +67,7 @@ impl Store {
     /// Whatever opening a connection gives.
     pub async fn open(server: Arc<dyn Server>) -> Result<Self, StreamError> {
         let (reads, writes) = (server.open().await?, server.open().await?);
-        Ok(Store { reads, writes, server, scripts: Arc::new(Scripts::new()) })
+        Ok(Store { reads, writes, server, scripts: Scripts::shared() })
     }
 
     /// Where this store is, for people.
