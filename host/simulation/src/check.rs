@@ -144,6 +144,7 @@ pub(crate) fn promises(world: &World, scenario: &Scenario) -> Vec<Violation> {
             source: source.id,
             index: source.index,
             total: source.total,
+            place: 0,
         });
         found.entry((plugin, source.id)).or_default().outputs += 1;
     }
