@@ -33,6 +33,8 @@ check: guests
 
 unit: guests
 	cargo test --locked --release -p cofferdam-model -p cofferdam-sandbox -p cofferdam-streams -p cofferdam
+# Apart, because its paused clock is a feature of tokio that the program is built without.
+	cargo test --locked --release -p cofferdam-delivery -p cofferdam-simulation
 	cd plugins && CARGO_TARGET_DIR=target cargo test --locked --release
 	cd plugins && CARGO_TARGET_DIR=target cargo test --locked --release -p labcheck --features flaky-v1
 
