@@ -56,6 +56,9 @@ pub struct DeliveryConfig {
 const FETCH_MAX: usize = 500;
 /// Due retries of one take: each is claimed and looked up by the script.
 const TAKE_MAX: usize = 100;
+/// Suspects that are claimed at once. Each runs alone; but for all of them the death of this host would be one more that is not
+/// explained, so they are few.
+const SUSPECTS_MAX: usize = 16;
 /// Messages of one settle, and its bytes: beyond them Redis is busy for too long at a time.
 const SETTLE_MESSAGES: usize = 256;
 const SETTLE_BYTES: usize = 1 << 20;
@@ -179,7 +182,7 @@ enum Done {
     Opened(Result<Ensured, StreamError>),
     New(Result<Vec<RawEntry>, StreamError>),
     Due(Result<(u64, Vec<Taken>), StreamError>),
-    Suspect(Result<(u64, Vec<Taken>), StreamError>),
+    Suspects(Result<(u64, Vec<Taken>), StreamError>),
     /// What Redis believes to be ours, beyond what we knew when we asked, and whether that was all.
     Found(Result<(Vec<Taken>, bool), StreamError>),
     Settled(SettledBatch),
@@ -217,7 +220,7 @@ pub struct Lane {
     /// Deliveries that the host itself could not run; tried again a little later.
     again: VecDeque<Delivery>,
     again_at: Instant,
-    /// Entries of silent hosts, to be taken over one at a time.
+    /// Entries of silent hosts, to be taken over a few at a time.
     suspects: VecDeque<Suspect>,
     look_at: Instant,
     watch: Watch,
@@ -346,12 +349,9 @@ impl Lane {
             return;
         }
         let room = self.room();
-        if self.apart_now.is_none()
-            && self.apart.is_empty()
-            && room > 0
-            && let Some(suspect) = self.suspects.pop_front()
-        {
-            return self.begin_suspect(suspect);
+        // The next few are claimed while the last one runs, so that its process never waits.
+        if self.apart.is_empty() && room > 0 && !self.suspects.is_empty() {
+            return self.begin_suspects(room.min(SUSPECTS_MAX));
         }
         let reading = self.reading_allowed();
         let (room, probing) = match reading {
@@ -426,13 +426,21 @@ impl Lane {
         });
     }
 
-    fn begin_suspect(&mut self, suspect: Suspect) {
+    /// Takes over some entries of one silent holder.
+    fn begin_suspects(&mut self, count: usize) {
+        let Some(holder) = self.suspects.front().map(|first| first.holder.clone()) else { return };
+        let mut some = Vec::with_capacity(count);
+        while some.len() < count
+            && let Some(suspect) = self.suspects.pop_front_if(|suspect| suspect.holder == holder)
+        {
+            some.push((suspect.id, suspect.token));
+        }
         self.reading = true;
         let (store, keys, consumer) = self.for_redis();
         let (plugin, stamp) = (self.parts.plugin.clone(), iso(self.parts.surroundings.now_ms()));
         self.begin(async move {
             let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp };
-            Done::Suspect(store.take_suspect(&keys, &me, &suspect).await)
+            Done::Suspects(store.take_suspects(&keys, &me, &holder, &some).await)
         });
     }
 
@@ -469,7 +477,7 @@ impl Lane {
                         }
                         // Trimmed meanwhile: taking it over from ourselves leaves its tombstone, or saves its copy.
                         let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp };
-                        store.take_suspect(&keys, &me, &Suspect { id, holder: consumer.clone(), token }).await?;
+                        store.take_suspects(&keys, &me, &consumer, &[(id, token)]).await?;
                     }
                     Ok((taken, all))
                 }
@@ -497,7 +505,7 @@ impl Lane {
             Done::Opened(opened) => self.take_opened(opened),
             Done::New(read) => self.take_new(read),
             Done::Due(taken) => self.take_due(taken),
-            Done::Suspect(taken) => self.take_suspect(taken),
+            Done::Suspects(taken) => self.take_suspects(taken),
             Done::Found(found) => self.take_found(found),
             Done::Settled(batch) => self.account(batch),
             Done::Renewed(held, renewed) => self.take_renewed(&held, renewed),
@@ -562,7 +570,7 @@ impl Lane {
         }
     }
 
-    fn take_suspect(&mut self, taken: Result<(u64, Vec<Taken>), StreamError>) {
+    fn take_suspects(&mut self, taken: Result<(u64, Vec<Taken>), StreamError>) {
         self.reading = false;
         match taken {
             Ok((_, taken)) => self.dispatch(taken),

@@ -105,21 +105,24 @@ impl Store {
         taken(script.send(&*self.reads, &call).await?)
     }
 
-    /// Takes over one entry that `from` holds under `token`, whatever its idle time: whoever asks has watched it for long
-    /// enough. Nothing when the holder has moved meanwhile. With the own consumer as `from`, the token rises all the same:
-    /// that is how a death of the process that ran it is put on record.
+    /// Takes over entries of one holder, each if it is still held under its token, whatever its idle time: whoever asks has
+    /// watched them for long enough. The holder may be oneself: an entry that is gone from the stream then leaves its tombstone.
     ///
     /// # Errors
     /// Whatever Redis answers.
-    pub async fn take_suspect(
+    pub async fn take_suspects(
         &self,
         lane: &LaneKeys,
         me: &TakeFor<'_>,
-        suspect: &Suspect,
+        holder: &str,
+        suspects: &[(EntryId, Token)],
     ) -> Result<(u64, Vec<Taken>), StreamError> {
         let script = &self.scripts.take;
-        let mut call = self.take_call(lane, me, &suspect.holder);
-        call.arg(0).arg(1).arg(me.now).arg(me.plugin).arg(1).arg(suspect.id.to_string()).arg(suspect.token.0);
+        let mut call = self.take_call(lane, me, holder);
+        call.arg(0).arg(1).arg(me.now).arg(me.plugin).arg(suspects.len());
+        for (id, token) in suspects {
+            call.arg(id.to_string()).arg(token.0);
+        }
         taken(script.send(&*self.reads, &call).await?)
     }
 
