@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
+use crate::check::Violation;
 use crate::scenario::Scenario;
 use crate::world::{INPUT, Network, OUTPUTS, WRONG, World};
 
@@ -158,6 +159,7 @@ impl Host {
                 kill: kill.clone(),
                 downstream: downstream.clone(),
                 terms,
+                steady: scenario.keeps_history(),
                 threads: Arc::new(Semaphore::new(2)),
                 apart: Arc::new(Semaphore::new(1)),
             });
@@ -203,6 +205,11 @@ impl Host {
     /// Kills it, wherever it is.
     pub fn kill(&self) {
         self.life.kill();
+    }
+
+    /// Its consumer name.
+    pub fn consumer(&self) -> Arc<str> {
+        self.life.consumer.clone()
     }
 
     /// Whether it has been killed.
@@ -264,6 +271,8 @@ struct Scripted {
     kill: Arc<dyn Fn() + Send + Sync>,
     downstream: Arc<Downstream>,
     terms: Arc<Terms>,
+    /// Whether nobody takes a history back, so that what a message has done before is on record.
+    steady: bool,
     threads: Arc<Semaphore>,
     apart: Arc<Semaphore>,
 }
@@ -280,9 +289,15 @@ impl Runner for Scripted {
     fn submit(&self, job: Job) -> Result<(), Job> {
         let (downstream, terms, threads, kill) =
             (self.downstream.clone(), self.terms.clone(), self.threads.clone(), self.kill.clone());
+        let (world, steady) = (self.life.world.clone(), self.steady);
         self.life.spawn(async move {
             let _thread = threads.acquire().await;
-            run(job, &downstream, &terms, |_| {
+            run(job, &downstream, &terms, |delivery| {
+                let died = world.dies_of(&terms.stamp.plugin, delivery.message.id);
+                if died > 1 && steady {
+                    let text = format!("{died} hosts died of {}", delivery.message.id);
+                    world.saw(Violation::new("what killed a host runs apart", text));
+                }
                 kill();
                 None
             })

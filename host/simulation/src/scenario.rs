@@ -158,6 +158,13 @@ impl Scenario {
             let at = r.random_range(0..ends_ms);
             faults.push((at, if careless && r.random() { operator(r, plugins) } else { nature(r, hosts) }));
         }
+        if let Some((at, Fault::OutOfMemory { for_ms })) =
+            faults.iter().find(|(_, fault)| matches!(fault, Fault::OutOfMemory { .. })).cloned()
+            && r.random()
+        {
+            // A host that leaves while the server is full must be able to let go of what it holds.
+            faults.push((at + r.random_range(0..for_ms), Fault::Restart { host: r.random_range(0..hosts) }));
+        }
         if outage {
             faults.push((0, Fault::Outage { for_ms: r.random_range(3_000..20_000) }));
         }
@@ -170,6 +177,45 @@ impl Scenario {
         let retries = if outage { 3 } else { r.random_range(1..=3) };
         let keep = if r.random() { 5 } else { 100_000 };
         Scenario { seed, hosts, plugins, ordered, retries, keep, messages, faults, ends_ms }
+    }
+}
+
+impl Scenario {
+    /// Whether no fault takes back, or takes away, what the server knows of its messages.
+    pub fn keeps_history(&self) -> bool {
+        let takes = |fault: &Fault| match fault {
+            Fault::FailOver { .. }
+            | Fault::Trim { .. }
+            | Fault::Delete { .. }
+            | Fault::DeleteConsumer { .. }
+            | Fault::DestroyGroup { .. }
+            | Fault::Flush
+            | Fault::Redrive => true,
+            Fault::Kill { .. }
+            | Fault::KillAtCommand { .. }
+            | Fault::Freeze { .. }
+            | Fault::Restart { .. }
+            | Fault::Network { .. }
+            | Fault::Cut { .. }
+            | Fault::CutAll { .. }
+            | Fault::Step { .. }
+            | Fault::OutOfMemory { .. }
+            | Fault::Refuse { .. }
+            | Fault::ForgetScripts
+            | Fault::Outage { .. } => false,
+        };
+        !self.faults.iter().any(|(_, fault)| takes(fault))
+    }
+
+    /// Whether every reply of the server arrives, and says what was asked.
+    pub fn keeps_replies(&self) -> bool {
+        let loses = |fault: &Fault| {
+            matches!(
+                fault,
+                Fault::Network { .. } | Fault::Cut { .. } | Fault::CutAll { .. } | Fault::Refuse { .. } | Fault::FailOver { .. }
+            )
+        };
+        !self.faults.iter().any(|(_, fault)| loses(fault))
     }
 }
 
