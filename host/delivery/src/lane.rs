@@ -688,7 +688,9 @@ impl Lane {
             let held = Held { token: one.token, renewed: now, attempts: one.attempts.clone(), releases: one.releases };
             self.in_flight.insert(id, held);
             match receive(one, &self.parts.reader, &terms) {
-                Received::Deliver(delivery) if delivery.is_suspect() && !planted("batch-suspects") => self.apart.push_back(delivery),
+                Received::Deliver(delivery) if delivery.is_suspect() && !planted("batch-suspects") => {
+                    self.apart.push_back(delivery)
+                }
                 Received::Deliver(delivery) => deliveries.push(delivery),
                 Received::Known(ran) => self.decide(ran, &terms),
             }

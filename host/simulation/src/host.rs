@@ -225,8 +225,8 @@ impl Host {
         }
     }
 
-    /// Tells it to leave, and waits until it has.
-    pub async fn stop(mut self) {
+    /// Tells it to leave, and waits until it has. Says whether nothing killed it meanwhile.
+    pub async fn stop(mut self) -> bool {
         for mode in &self.modes {
             // A lane that has ended hears nothing, and need not.
             let _ = mode.send(Mode::Stop);
@@ -234,7 +234,9 @@ impl Host {
         for lane in std::mem::take(&mut self.lanes) {
             let _ = lane.await;
         }
+        let left = !self.is_dead();
         self.kill();
+        left
     }
 }
 

@@ -202,8 +202,8 @@ async fn strike(fleet: Arc<Fleet>, fault: Fault) {
             if let Some(leaving) = leaving {
                 leaving.freeze(false);
                 let (consumer, full) = (leaving.consumer(), world.is_full());
-                leaving.stop().await;
-                if full && world.is_full() && fleet.scenario.keeps_replies() && fleet.scenario.keeps_history() {
+                let left = leaving.stop().await;
+                if left && full && world.is_full() && fleet.scenario.keeps_replies() && fleet.scenario.keeps_history() {
                     (0..fleet.scenario.plugins).for_each(|plugin| check::lets_go(&world, plugin, &consumer));
                 }
                 fleet.start(host);
