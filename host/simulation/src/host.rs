@@ -353,7 +353,8 @@ async fn run(mut job: Job, downstream: &Downstream, terms: &Arc<Terms>, dies: im
 }
 
 fn event(delivery: &Delivery, index: u64) -> Event {
-    let stream = OUTPUTS[index as usize % OUTPUTS.len()].to_owned();
+    let [even, odd] = OUTPUTS;
+    let stream = if index.is_multiple_of(2) { even } else { odd }.to_owned();
     let payload = format!("{{\"of\":\"{}\",\"index\":{index}}}", delivery.message.id);
     Event { stream, payload, priority: None, key: None, attributes: Vec::new() }
 }

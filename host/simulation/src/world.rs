@@ -328,18 +328,20 @@ impl State {
 /// Leases that a command has moved otherwise than it may: a claim gives an entry to somebody else under the next token, parking
 /// gives it to a reserved consumer under the same, and nothing else touches either.
 fn moved_unseen(before: &Leases, after: &Leases) -> Vec<String> {
-    let wrong = |(place, (owner, token)): (&(Arc<[u8]>, EntryId), &(Arc<[u8]>, i64))| {
-        let (owner_now, token_now) = after.get(place)?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut moved = Vec::new();
+    for (place, (owner, token)) in before {
+        let Some((owner_now, token_now)) = after.get(place) else { continue };
         let claimed = owner_now != owner && *token_now == token + 1;
         let parked = owner_now.starts_with(b"~") && token_now == token;
         let kept = owner_now == owner && token_now == token;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (!claimed && !parked && !kept).then(|| {
+        if !claimed && !parked && !kept {
+            let (group, entry) = (text(&place.0), place.1);
             let (from, to) = (text(owner), text(owner_now));
-            format!("{} of {} went from {from}, token {token}, to {to}, token {token_now}", place.1, text(&place.0))
-        })
-    };
-    before.iter().filter_map(wrong).collect()
+            moved.push(format!("{entry} of {group} went from {from}, token {token}, to {to}, token {token_now}"));
+        }
+    }
+    moved
 }
 
 fn error_reply(text: &str) -> RedisError {

@@ -91,7 +91,7 @@ const REPLACED: [(&str, &str, &str, &str); 7] = [
 /// The text of a script, with the bug that is planted in it.
 pub(crate) fn mutated(script: &str, text: &str) -> String {
     #[cfg(feature = "mutants")]
-    for (_, _, from, to) in REPLACED.iter().filter(|(mutant, of, ..)| *of == script && planted(mutant)) {
+    if let Some((_, _, from, to)) = REPLACED.iter().find(|(mutant, of, ..)| *of == script && planted(mutant)) {
         assert!(text.contains(from), "the mutant no longer finds {from:?} in {script}.lua");
         return text.replace(from, to);
     }
