@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Both set up what a fresh machine lacks. `make chaos` takes hours.
-.PHONY: demo test build setup guests check unit mutants end-to-end chaos bench clean
+.PHONY: demo test build setup guests check unit mutants mutants-table end-to-end soak chaos bench clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 export CARGO_TARGET_DIR := $(abspath $(target))
@@ -44,12 +44,21 @@ mutants: build
 	cp -f $(CARGO_TARGET_DIR)/release/cofferdam $(CARGO_TARGET_DIR)/release/cofferdam-mutants
 	cargo build --locked --release -p cofferdam
 
+# Which test catches which of these bugs, as a table.
+mutants-table: mutants
+	cargo build --locked --release -p cofferdam-simulation --features mutants
+	@./tests/mutants.sh
+
 end-to-end: mutants
 	cargo test --locked --release -p cofferdam-tests -- --test-threads=$(or $(TEST_THREADS),2)
 
 # Kills, bad networks, operators, restarts and file patterns, each for as long and as often as it takes to believe the result.
 chaos: mutants
 	@./tests/chaos.sh
+
+# The simulation for MINUTES minutes (a night), from a seed that no soak before it has used.
+soak:
+	cargo run --locked --release -p cofferdam-simulation -- --minutes $(or $(MINUTES),480) --from $(or $(FROM),$(shell date +%s)000000)
 
 bench: build
 	$(CARGO_TARGET_DIR)/release/cofferdam bench

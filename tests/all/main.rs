@@ -14,6 +14,8 @@ mod documents;
 mod failover;
 /// What becomes of a delivery: every outcome and fault, and what is left in Redis.
 mod life;
+/// Bugs on purpose, each with the damage that it does: what the other tests would have to see.
+mod mutants;
 /// Connections cut, silent, slow and reset, replies lost, Redis killed: nothing lost, doubled or charged.
 mod network;
 /// Every error that a Redis can answer with when it cannot serve.

@@ -57,6 +57,21 @@ fn nothing_trims_by_length_alone_and_nothing_reads_its_own_history() {
             assert!(!line.contains("arg(\"MAXLEN\")"), "{}: MAXLEN knows no groups", path.display());
         }
     }
+    for (path, text) in sources("host/streams/src") {
+        for (at, _) in text.match_indices("cmd(\"XREADGROUP\")") {
+            let (before, after) = (text[..at].lines().rev().take(2), text[at..].lines().take(4));
+            let planted = before.into_iter().any(|line| line.contains("planted(\"history-read\")"));
+            let new = after.into_iter().any(|line| line.contains("arg(\">\")"));
+            assert!(planted || new, "{}: a history that is read raises delivery counters", path.display());
+        }
+    }
+    let mut scripts = Vec::new();
+    files(&root().join("host/streams/src/scripts"), ".lua", &mut scripts);
+    for path in scripts {
+        let trims = fs::read_to_string(&path).unwrap().matches("'MAXLEN'").count();
+        // The one that may is for a stream without groups.
+        assert_eq!(trims, usize::from(path.ends_with("trim.lua")), "{}: MAXLEN knows no groups", path.display());
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use cofferdam_model::breaker::{Change, Reading};
 use cofferdam_model::{Attempt, Blame, Breaker, Delivery, EntryId, Outcome, Token, Verdict};
 use cofferdam_streams::{
     Decided, Ensured, Holding, LaneKeys, Look, RawEntry, Remedy, SettleContext, Settled, Start, Store, StreamError,
-    Suspect, TakeFor, Taken,
+    Suspect, TakeFor, Taken, planted,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -696,7 +696,9 @@ impl Lane {
             let held = Held { token: one.token, renewed: now, attempts: one.attempts.clone(), releases: one.releases };
             self.in_flight.insert(id, held);
             match receive(one, &self.parts.reader, &terms) {
-                Received::Deliver(delivery) if delivery.is_suspect() => self.apart.push_back(delivery),
+                Received::Deliver(delivery) if delivery.is_suspect() && !planted("batch-suspects") => {
+                    self.apart.push_back(delivery)
+                }
                 Received::Deliver(delivery) => deliveries.push(delivery),
                 Received::Known(ran) => self.decide(ran, &terms),
             }

@@ -16,7 +16,7 @@ use cofferdam_model::route::HOPS_MAX;
 use cofferdam_model::verdict::Situation;
 use cofferdam_model::{Delivery, Fault, HostState, Outcome, Token, decide};
 use cofferdam_streams::codec::{Origin, take_origin};
-use cofferdam_streams::{Decided, Decoded, Evidence, LaneKeys, RawEntry, Subscription, Taken, decode};
+use cofferdam_streams::{Decided, Decoded, Evidence, LaneKeys, RawEntry, Subscription, Taken, decode, planted};
 
 use crate::runner::{Ran, Terms};
 
@@ -103,8 +103,9 @@ pub(crate) fn receive(taken: Taken, reader: &Reader, terms: &Arc<Terms>) -> Rece
 /// From what came back to a verdict. `terms` are the present ones, for a delivery that no version ran.
 pub(crate) fn judge(ran: Ran, terms: &Arc<Terms>, breaker_open: bool, jitter: f64) -> Decided {
     let terms = ran.terms.as_ref().unwrap_or(terms);
+    let from_token = || u32::try_from(ran.delivery.token.0).unwrap_or(u32::MAX);
     let situation = Situation {
-        attempt: ran.delivery.attempt(),
+        attempt: if planted("attempts-from-token") { from_token() } else { ran.delivery.attempt() },
         deaths: ran.delivery.deaths(),
         host: ran.host,
         breaker_open,

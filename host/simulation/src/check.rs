@@ -118,6 +118,16 @@ pub(crate) fn unrest(world: &World, plugin: usize) -> String {
     words.join("; ")
 }
 
+/// A host that has left a full server must not have kept anything.
+pub(crate) fn lets_go(world: &World, plugin: usize, consumer: &str) {
+    let kept: Vec<EntryId> =
+        pending(world, INPUT, plugin).into_iter().filter(|(_, holder)| holder == consumer).map(|(id, _)| id).collect();
+    if !kept.is_empty() {
+        let text = format!("{consumer} has left and still holds {kept:?} of {}", group_name(plugin));
+        world.saw(Violation::new("a full server still lets go", text));
+    }
+}
+
 /// A message's end, by what is there.
 #[derive(Debug, Default)]
 struct Found {

@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
+use crate::check::Violation;
 use crate::scenario::Scenario;
 use crate::world::{INPUT, Network, OUTPUTS, WRONG, World};
 
@@ -158,6 +159,7 @@ impl Host {
                 kill: kill.clone(),
                 downstream: downstream.clone(),
                 terms,
+                steady: scenario.keeps_history(),
                 threads: Arc::new(Semaphore::new(2)),
                 apart: Arc::new(Semaphore::new(1)),
             });
@@ -205,6 +207,11 @@ impl Host {
         self.life.kill();
     }
 
+    /// Its consumer name.
+    pub fn consumer(&self) -> Arc<str> {
+        self.life.consumer.clone()
+    }
+
     /// Whether it has been killed.
     pub fn is_dead(&self) -> bool {
         self.life.dead.load(Ordering::Relaxed)
@@ -218,8 +225,8 @@ impl Host {
         }
     }
 
-    /// Tells it to leave, and waits until it has.
-    pub async fn stop(mut self) {
+    /// Tells it to leave, and waits until it has. Says whether nothing killed it meanwhile.
+    pub async fn stop(mut self) -> bool {
         for mode in &self.modes {
             // A lane that has ended hears nothing, and need not.
             let _ = mode.send(Mode::Stop);
@@ -227,7 +234,9 @@ impl Host {
         for lane in std::mem::take(&mut self.lanes) {
             let _ = lane.await;
         }
+        let left = !self.is_dead();
         self.kill();
+        left
     }
 }
 
@@ -264,6 +273,8 @@ struct Scripted {
     kill: Arc<dyn Fn() + Send + Sync>,
     downstream: Arc<Downstream>,
     terms: Arc<Terms>,
+    /// Whether nobody takes a history back, so that what a message has done before is on record.
+    steady: bool,
     threads: Arc<Semaphore>,
     apart: Arc<Semaphore>,
 }
@@ -280,9 +291,15 @@ impl Runner for Scripted {
     fn submit(&self, job: Job) -> Result<(), Job> {
         let (downstream, terms, threads, kill) =
             (self.downstream.clone(), self.terms.clone(), self.threads.clone(), self.kill.clone());
+        let (world, steady) = (self.life.world.clone(), self.steady);
         self.life.spawn(async move {
             let _thread = threads.acquire().await;
-            run(job, &downstream, &terms, |_| {
+            run(job, &downstream, &terms, |delivery| {
+                let died = world.dies_of(&terms.stamp.plugin, delivery.message.id);
+                if died > 1 && steady {
+                    let text = format!("{died} hosts died of {}", delivery.message.id);
+                    world.saw(Violation::new("what killed a host runs apart", text));
+                }
                 kill();
                 None
             })
@@ -336,7 +353,8 @@ async fn run(mut job: Job, downstream: &Downstream, terms: &Arc<Terms>, dies: im
 }
 
 fn event(delivery: &Delivery, index: u64) -> Event {
-    let stream = OUTPUTS[index as usize % OUTPUTS.len()].to_owned();
+    let [even, odd] = OUTPUTS;
+    let stream = if index.is_multiple_of(2) { even } else { odd }.to_owned();
     let payload = format!("{{\"of\":\"{}\",\"index\":{index}}}", delivery.message.id);
     Event { stream, payload, priority: None, key: None, attributes: Vec::new() }
 }

@@ -20,6 +20,10 @@ pub use check::Violation;
 pub use run::{Report, run};
 pub use scenario::Scenario;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cofferdam_model::EntryId;
 use redis::{RedisError, RedisResult, Value};
 
 use crate::command::Denied;
@@ -35,6 +39,9 @@ pub struct Model {
     out_of_memory: bool,
     read_only: bool,
 }
+
+/// Who holds what of a stream: by group and entry, the consumer and the delivery counter.
+pub(crate) type Leases = BTreeMap<(Arc<[u8]>, EntryId), (Arc<[u8]>, i64)>;
 
 /// An error reply without its dash: a code, a space and words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +115,20 @@ impl Model {
     /// Forgets the scripts it was taught, as a restart does.
     pub fn forget_scripts(&mut self) {
         self.library = Library::default();
+    }
+
+    /// Who holds what of a stream.
+    pub(crate) fn leases(&self, key: &str) -> Leases {
+        let Ok(Some(stream)) = self.keys.stream(key.as_bytes()) else { return Leases::new() };
+        let of = |(name, group): (&Arc<[u8]>, &Arc<stream::Group>)| {
+            let name = name.clone();
+            let lease = move |(id, pending): (&stream::Id, &stream::Pending)| {
+                let place = (name.clone(), EntryId { ms: id.ms, seq: id.seq });
+                (place, (pending.consumer.clone(), pending.deliveries))
+            };
+            group.pending.iter().map(lease).collect::<Vec<_>>()
+        };
+        stream.groups.iter().flat_map(of).collect()
     }
 
     /// What stands between a command and its execution.

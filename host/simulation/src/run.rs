@@ -174,6 +174,7 @@ async fn simulate(scenario: &Scenario) -> Report {
     while rested && counted.elapsed() < COUNTED && !fleet.living(|host| check::counts(&host.counters)).is_empty() {
         sleep(Duration::from_millis(500)).await;
     }
+    violations.extend(world.seen());
     violations.extend(check::promises(&world, scenario));
     if rested {
         violations.extend(fleet.living(|host| check::counts(&host.counters)));
@@ -200,7 +201,11 @@ async fn strike(fleet: Arc<Fleet>, fault: Fault) {
             let leaving = fleet.with(host, |place| place.host.take()).flatten();
             if let Some(leaving) = leaving {
                 leaving.freeze(false);
-                leaving.stop().await;
+                let (consumer, full) = (leaving.consumer(), world.is_full());
+                let left = leaving.stop().await;
+                if left && full && world.is_full() && fleet.scenario.keeps_replies() && fleet.scenario.keeps_history() {
+                    (0..fleet.scenario.plugins).for_each(|plugin| check::lets_go(&world, plugin, &consumer));
+                }
                 fleet.start(host);
             }
         }

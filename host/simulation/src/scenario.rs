@@ -114,6 +114,9 @@ const ERRORS: [&str; 8] = [
     "TRYAGAIN Multiple keys request during rehashing of slot",
 ];
 
+/// How long a host may take to leave.
+const LEAVING_MS: u64 = 2_000;
+
 /// A whole run.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -158,6 +161,16 @@ impl Scenario {
             let at = r.random_range(0..ends_ms);
             faults.push((at, if careless && r.random() { operator(r, plugins) } else { nature(r, hosts) }));
         }
+        if let Some((at, Fault::OutOfMemory { for_ms })) =
+            faults.iter().find(|(_, fault)| matches!(fault, Fault::OutOfMemory { .. })).cloned()
+            && for_ms > LEAVING_MS
+            && r.random()
+        {
+            // A host that leaves while the server is full must be able to let go of what it holds, when nothing else is wrong.
+            faults.retain(|(_, fault)| fault.keeps_replies() && fault.keeps_history());
+            let host = r.random_range(0..hosts);
+            faults.push((at + r.random_range(0..for_ms - LEAVING_MS), Fault::Restart { host }));
+        }
         if outage {
             faults.push((0, Fault::Outage { for_ms: r.random_range(3_000..20_000) }));
         }
@@ -170,6 +183,52 @@ impl Scenario {
         let retries = if outage { 3 } else { r.random_range(1..=3) };
         let keep = if r.random() { 5 } else { 100_000 };
         Scenario { seed, hosts, plugins, ordered, retries, keep, messages, faults, ends_ms }
+    }
+}
+
+impl Fault {
+    /// Whether it neither takes back nor takes away what the server knows of its messages.
+    fn keeps_history(&self) -> bool {
+        match self {
+            Fault::FailOver { .. }
+            | Fault::Trim { .. }
+            | Fault::Delete { .. }
+            | Fault::DeleteConsumer { .. }
+            | Fault::DestroyGroup { .. }
+            | Fault::Flush
+            | Fault::Redrive => false,
+            Fault::Kill { .. }
+            | Fault::KillAtCommand { .. }
+            | Fault::Freeze { .. }
+            | Fault::Restart { .. }
+            | Fault::Network { .. }
+            | Fault::Cut { .. }
+            | Fault::CutAll { .. }
+            | Fault::Step { .. }
+            | Fault::OutOfMemory { .. }
+            | Fault::Refuse { .. }
+            | Fault::ForgetScripts
+            | Fault::Outage { .. } => true,
+        }
+    }
+
+    /// Whether every reply of the server still arrives, and says what was asked.
+    fn keeps_replies(&self) -> bool {
+        let loses =
+            matches!(self, Fault::Network { .. } | Fault::Cut { .. } | Fault::CutAll { .. } | Fault::Refuse { .. });
+        !loses && !matches!(self, Fault::FailOver { .. })
+    }
+}
+
+impl Scenario {
+    /// Whether nobody takes back, or takes away, what the server knows of its messages.
+    pub fn keeps_history(&self) -> bool {
+        self.faults.iter().all(|(_, fault)| fault.keeps_history())
+    }
+
+    /// Whether every reply of the server arrives, and says what was asked.
+    pub fn keeps_replies(&self) -> bool {
+        self.faults.iter().all(|(_, fault)| fault.keeps_replies())
     }
 }
 

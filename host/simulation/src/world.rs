@@ -17,8 +17,9 @@ use redis::{Arg, Cmd, Pipeline, RedisError, RedisFuture, RedisResult, Value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::Model;
+use crate::check::Violation;
 use crate::scenario::Message;
+use crate::{Leases, Model};
 
 /// The stream that everything is published on.
 pub const INPUT: &str = "stream:in";
@@ -81,7 +82,14 @@ struct State {
     epoch: u64,
     commands: u64,
     trace: u64,
+    /// By (plugin, message): hosts that have died of running it.
+    died: BTreeMap<(String, EntryId), u32>,
+    /// What was broken on the way, and cannot be seen at the end.
+    seen: Vec<Violation>,
 }
+
+/// Violations of one run that are kept.
+const SEEN_MAX: usize = 5;
 
 impl World {
     /// An empty one.
@@ -100,6 +108,8 @@ impl World {
             epoch: 0,
             commands: 0,
             trace: 0xcbf2_9ce4_8422_2325,
+            died: BTreeMap::new(),
+            seen: Vec::new(),
         };
         Arc::new(World { state: Mutex::new(state), added: Notify::new(), began: Instant::now() })
     }
@@ -187,6 +197,29 @@ impl World {
         (state.commands, state.trace)
     }
 
+    /// A host dies of running a message; how many have.
+    pub fn dies_of(&self, plugin: &str, entry: EntryId) -> u32 {
+        let mut state = self.state();
+        let died = state.died.entry((plugin.to_owned(), entry)).or_default();
+        *died += 1;
+        *died
+    }
+
+    /// Something is broken that cannot be seen at the end.
+    pub fn saw(&self, violation: Violation) {
+        self.state().saw(violation);
+    }
+
+    /// What was broken on the way.
+    pub fn seen(&self) -> Vec<Violation> {
+        self.state().seen.clone()
+    }
+
+    /// Whether the server is at its memory limit.
+    pub fn is_full(&self) -> bool {
+        self.state().model.is_out_of_memory()
+    }
+
     /// The network's trouble for one host.
     pub fn trouble(&self, host: usize, trouble: Trouble) {
         if let Some(place) = self.state().troubles.get_mut(host) {
@@ -228,7 +261,10 @@ impl World {
             published.may_be_missing.append(&mut state.published.may_be_missing);
             published.may_be_trimmed.append(&mut state.published.may_be_trimmed);
             published.may_repeat.append(&mut state.published.may_repeat);
+            // Its memory limit is that of this moment, not that of when the replica fell behind.
+            let full = state.model.is_out_of_memory();
             (state.model, state.published) = (model, published);
+            state.model.set_out_of_memory(full);
             state.model.forget_scripts();
             // Connections do not outlive the server that they lead to.
             state.epoch += 1;
@@ -259,10 +295,14 @@ impl World {
         if request_lost {
             return (None, dies);
         }
+        let before = state.model.leases(INPUT);
         let reply = match state.refusal {
             Some(text) => Err(error_reply(text)),
             None => request.carry_out(&mut state.model, now),
         };
+        for text in moved_unseen(&before, &state.model.leases(INPUT)) {
+            state.saw(Violation::new("a lease moves only by a claim", format!("host {host}: {text}")));
+        }
         state.commands += 1;
         // Requests follow from the replies before them, so their digest tells runs apart.
         for word in request.commands.iter().flatten().flat_map(|argument| argument.chunks(8)) {
@@ -275,6 +315,33 @@ impl World {
         }
         (Some(reply).filter(|_| !reply_lost), dies)
     }
+}
+
+impl State {
+    fn saw(&mut self, violation: Violation) {
+        if self.seen.len() < SEEN_MAX {
+            self.seen.push(violation);
+        }
+    }
+}
+
+/// Leases that a command has moved otherwise than it may: a claim gives an entry to somebody else under the next token, parking
+/// gives it to a reserved consumer under the same, and nothing else touches either.
+fn moved_unseen(before: &Leases, after: &Leases) -> Vec<String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut moved = Vec::new();
+    for (place, (owner, token)) in before {
+        let Some((owner_now, token_now)) = after.get(place) else { continue };
+        let claimed = owner_now != owner && *token_now == token + 1;
+        let parked = owner_now.starts_with(b"~") && token_now == token;
+        let kept = owner_now == owner && token_now == token;
+        if !claimed && !parked && !kept {
+            let (group, entry) = (text(&place.0), place.1);
+            let (from, to) = (text(owner), text(owner_now));
+            moved.push(format!("{entry} of {group} went from {from}, token {token}, to {to}, token {token_now}"));
+        }
+    }
+    moved
 }
 
 fn error_reply(text: &str) -> RedisError {

@@ -9,6 +9,7 @@ use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
 
 use crate::StreamError;
 use crate::link::{Link, Through};
+use crate::mutants::mutated;
 
 /// One script: its text, and the sha1 under which Redis keeps it.
 #[derive(Debug)]
@@ -39,6 +40,19 @@ impl Script {
             result = link.send(call).await.and_then(Value::extract_error);
         }
         Ok(result?)
+    }
+
+    /// The mutant `evalsha-in-multi`: the call and an ack in one transaction.
+    #[cfg(feature = "mutants")]
+    pub(crate) async fn send_in_multi(&self, link: &dyn Link, call: &Cmd, ack: &Cmd) -> Result<Value, StreamError> {
+        let mut pipe = redis::pipe();
+        pipe.atomic().add_command(call.clone()).add_command(ack.clone()).ignore();
+        let mut result: redis::RedisResult<Vec<Value>> = pipe.query_async(&mut Through(link)).await;
+        if result.as_ref().is_err_and(|error| error.to_string().to_uppercase().contains("NOSCRIPT")) {
+            let () = redis::cmd("SCRIPT").arg("LOAD").arg(&self.text).query_async(&mut Through(link)).await?;
+            result = pipe.query_async(&mut Through(link)).await;
+        }
+        Ok(result?.into_iter().next().unwrap_or(Value::Nil).extract_error()?)
     }
 }
 
@@ -72,28 +86,5 @@ impl Scripts {
             redrive: Script::new("redrive", include_str!("scripts/redrive.lua")),
             drop_consumer: Script::new("drop_consumer", include_str!("scripts/drop_consumer.lua")),
         }
-    }
-}
-
-#[cfg(not(feature = "mutants"))]
-fn mutated(_name: &str, text: &str) -> String {
-    text.to_owned()
-}
-
-/// The bugs that tests must catch, planted by `COFFERDAM_MUTANT`. Each replaces text that must be there.
-#[cfg(feature = "mutants")]
-#[allow(clippy::disallowed_methods, reason = "a test-only build chooses its bug by the environment")]
-fn mutated(name: &str, text: &str) -> String {
-    let replace = |from: &str, to: &str| {
-        assert!(text.contains(from), "the mutant no longer finds {from:?} in {name}.lua");
-        text.replace(from, to)
-    };
-    match (std::env::var("COFFERDAM_MUTANT").unwrap_or_default().as_str(), name) {
-        ("no-fence", "settle") => replace("local ok = held[id] == token -- fence", "local ok = true"),
-        ("ack-first", "settle") => replace(
-            "local ok = held[id] == token -- fence",
-            "local ok = redis.call('XACK', input, group, id) == 1 and false",
-        ),
-        _ => text.to_owned(),
     }
 }

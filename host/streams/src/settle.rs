@@ -244,6 +244,14 @@ impl Store {
                 Verdict::RetryAfter { .. } | Verdict::Release { .. } | Verdict::LeavePending => {}
             }
         }
+        #[cfg(feature = "mutants")]
+        if crate::planted("evalsha-in-multi") {
+            let mut ack = redis::cmd("XACK");
+            ack.arg(&*lane.stream).arg(&*lane.group);
+            members.iter().for_each(|decided| _ = ack.arg(decided.delivery.entry.to_string()));
+            let reply = script.send_in_multi(&*self.writes, &call, &ack).await?;
+            return Code::read(&Reply { command: "settle" }, reply, members.len());
+        }
         let reply = script.send(&*self.writes, &call).await?;
         Code::read(&Reply { command: "settle" }, reply, members.len())
     }

@@ -1,0 +1,79 @@
+//! Seeds of the simulation: many without a failure, each the same twice, and the bugs that are planted on purpose found.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cofferdam_simulation::{Report, Scenario, run};
+
+/// Runs seeds on all cores, and gives the first failure.
+fn first_failure(seeds: u64) -> Option<(u64, Report)> {
+    let (next, failure) = (AtomicU64::new(0), Mutex::new(None));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+            scope.spawn(|| {
+                while failure.lock().unwrap().is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds {
+                        return;
+                    }
+                    let report = run(&Scenario::new(seed));
+                    if !report.violations.is_empty() {
+                        failure.lock().unwrap().get_or_insert((seed, report));
+                    }
+                }
+            });
+        }
+    });
+    failure.into_inner().unwrap()
+}
+
+#[allow(clippy::disallowed_methods, reason = "a test-only build chooses its bug by the environment")]
+fn mutant() -> Option<String> {
+    std::env::var("COFFERDAM_MUTANT").ok().filter(|name| !name.is_empty())
+}
+
+#[test]
+#[allow(clippy::print_stdout, reason = "a test that is skipped says so")]
+fn ten_thousand_seeds_keep_every_promise() {
+    if let Some(mutant) = mutant() {
+        return println!("SKIPPED: this program has the bug {mutant}");
+    }
+    if let Some((seed, report)) = first_failure(10_000) {
+        let words: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
+        panic!(
+            "seed {seed} failed:\n  {}\nsee it whole with: cargo run --release -p cofferdam-simulation -- {seed}",
+            words.join("\n  ")
+        );
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_twice() {
+    for seed in (0..2_000).step_by(50) {
+        let of = |report: Report| (report.trace, report.commands, report.took, report.violations);
+        let (first, second) = (of(run(&Scenario::new(seed))), of(run(&Scenario::new(seed))));
+        assert_eq!(first, second, "seed {seed} gave two runs");
+    }
+}
+
+/// A process has one bug, chosen by its environment, so each of them runs in a process of its own.
+#[test]
+#[allow(clippy::print_stdout, reason = "a test that is skipped says so, and one that measures what it found")]
+fn every_bug_that_is_planted_is_found_within_a_few_thousand_seeds() {
+    if !cfg!(feature = "mutants") {
+        return println!(
+            "SKIPPED: built without the bugs; run it with: cargo test --release -p cofferdam-simulation --features mutants"
+        );
+    }
+    for name in cofferdam_streams::MUTANTS {
+        let found = std::process::Command::new(env!("CARGO_BIN_EXE_simulate"))
+            .args(["--seeds", "5000", "--failures", "1"])
+            .env("COFFERDAM_MUTANT", name)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&found.stderr).into_owned();
+        let first: Vec<&str> = text.lines().filter(|line| !line.is_empty()).take(2).collect();
+        println!("{name}: {}", first.join(" "));
+        assert!(!found.status.success() && text.contains(" failed; "), "{name} was not found:\n{text}");
+    }
+}

@@ -1,0 +1,111 @@
+//! Bugs on purpose. A test that cannot fail proves nothing, so each of these must be caught by the simulation and by a test with
+//! real processes; `make mutants-table` shows by which.
+//!
+//! None of them is in a program for users: without the feature `mutants`, [`planted`] is always false and the compiler drops what
+//! stands behind it.
+
+/// The bugs, as `COFFERDAM_MUTANT` names them.
+pub const MUTANTS: [&str; 11] = [
+    // A settle asks neither for the owner nor for the token.
+    "no-fence",
+    // The ack comes before the outputs, which may then be refused.
+    "ack-first",
+    // What a lost reply left with us is looked for by reading the own history, which raises delivery counters.
+    "history-read",
+    // Our own trim counts entries and asks no group.
+    "maxlen",
+    // What silent hosts held runs in the host's own process, all at once.
+    "batch-suspects",
+    // A renewal takes whatever it names, whoever holds it by now.
+    "heartbeat-no-fence",
+    // The ack follows the settle in a transaction, which NOSCRIPT does not stop.
+    "evalsha-in-multi",
+    // A retry is published anew, under a new id and to every group.
+    "readd-retry",
+    // Parking is refused at the server's memory limit.
+    "park-no-oom",
+    // One unusable output key spoils the batch that it is settled with.
+    "batch-fails-whole",
+    // Claims and deaths of hosts are charged as attempts.
+    "attempts-from-token",
+];
+
+/// Whether the program is to have this bug. Never in a program for users.
+#[cfg(not(feature = "mutants"))]
+pub const fn planted(_name: &str) -> bool {
+    false
+}
+
+/// Whether the program is to have this bug, by `COFFERDAM_MUTANT`, which is read once.
+///
+/// # Panics
+/// When there is no such bug: a test of it would prove nothing.
+#[cfg(feature = "mutants")]
+#[allow(clippy::disallowed_methods, reason = "a test-only build chooses its bug by the environment")]
+pub fn planted(name: &str) -> bool {
+    static CHOSEN: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        let chosen = std::env::var("COFFERDAM_MUTANT").unwrap_or_default();
+        assert!(chosen.is_empty() || MUTANTS.contains(&chosen.as_str()), "there is no mutant {chosen:?}");
+        chosen
+    });
+    assert!(MUTANTS.contains(&name), "{name} is not in the list of mutants");
+    *CHOSEN == name
+}
+
+/// A script with the bugs that lie in its text: mutant, script, what must be there, and what stands there instead.
+#[cfg(feature = "mutants")]
+const REPLACED: [(&str, &str, &str, &str); 7] = [
+    ("no-fence", "settle", "local ok = held[id] == token -- fence", "local ok = true"),
+    (
+        "ack-first",
+        "settle",
+        "local ok = held[id] == token -- fence",
+        "local ok = held[id] == token\n  if ok then redis.call('XACK', input, group, id) end",
+    ),
+    ("maxlen", "trim", "'XTRIM', key, 'MINID', '~', safe, 'LIMIT', limit", "'XTRIM', key, 'MAXLEN', keep"),
+    ("heartbeat-no-fence", "heartbeat", "if held[id] ~= token then -- fence", "if false then"),
+    (
+        "readd-retry",
+        "park",
+        "redis.call('XCLAIM', input, group, retry, 0, id, 'IDLE', longest - delay, 'JUSTID')",
+        // Not for ever, because then what always fails would keep a test from its end.
+        "local again = 0
+    for f = 1, #entry[2], 2 do if entry[2][f] == 'again' then again = again + 1 end end
+    if again < 3 then
+      redis.call('XADD', input, '*', 'again', '1', unpack(entry[2]))
+      redis.call('XACK', input, group, id)
+      redis.call('HDEL', park, id, id .. ':entry')
+    else
+      redis.call('XCLAIM', input, group, retry, 0, id, 'IDLE', longest - delay, 'JUSTID')
+    end",
+    ),
+    ("park-no-oom", "park", "#!lua flags=allow-oom", "#!lua"),
+    (
+        "batch-fails-whole",
+        "settle",
+        "if unusable[key] then usable = false end",
+        "if next(unusable) then usable = false end",
+    ),
+];
+
+/// The text of a script, with the bug that is planted in it.
+pub(crate) fn mutated(script: &str, text: &str) -> String {
+    #[cfg(feature = "mutants")]
+    if let Some((_, _, from, to)) = REPLACED.iter().find(|(mutant, of, ..)| *of == script && planted(mutant)) {
+        assert!(text.contains(from), "the mutant no longer finds {from:?} in {script}.lua");
+        return text.replace(from, to);
+    }
+    let _ = script;
+    text.to_owned()
+}
+
+#[cfg(all(test, feature = "mutants"))]
+mod tests {
+    #[test]
+    fn every_bug_of_a_script_still_finds_its_place() {
+        for (mutant, script, from, _) in super::REPLACED {
+            let path = format!("{}/src/scripts/{script}.lua", env!("CARGO_MANIFEST_DIR"));
+            assert!(std::fs::read_to_string(path).unwrap().contains(from), "{mutant} is lost in {script}.lua");
+        }
+    }
+}
