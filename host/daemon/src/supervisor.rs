@@ -99,6 +99,8 @@ pub(crate) struct Supervisor {
 struct Inner {
     running: BTreeMap<String, RunningPlugin>,
     notes: BTreeMap<String, Note>,
+    /// What the guard has to say of each plugin.
+    alarms: BTreeMap<String, Vec<String>>,
     stopped: bool,
 }
 
@@ -283,6 +285,23 @@ impl Supervisor {
         streams
     }
 
+    /// The lanes that run here, each with its plugin.
+    pub(crate) fn lanes(&self) -> Vec<(String, LaneKeys)> {
+        let inner = self.locked();
+        let lanes = |(name, running): (&String, &RunningPlugin)| {
+            let (name, group) = (name.clone(), running.version.manifest.group.clone());
+            let keys: Vec<_> =
+                running.lanes.keys().map(|stream| (name.clone(), LaneKeys::new(stream, &group))).collect();
+            keys
+        };
+        inner.running.iter().flat_map(lanes).collect()
+    }
+
+    /// What stands as an alarm, by plugin.
+    pub(crate) fn set_alarms(&self, alarms: BTreeMap<String, Vec<String>>) {
+        self.locked().alarms = alarms;
+    }
+
     /// What this host says of its plugins.
     pub(crate) fn report(&self) -> Vec<PluginReport> {
         let inner = self.locked();
@@ -297,7 +316,13 @@ impl Supervisor {
                 true => note.detail,
                 false => {
                     let held_back = running.lanes.values().map(|lane| lane.counters.held_back());
-                    held_back.chain([note.detail]).filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
+                    let alarms = inner.alarms.get(name).into_iter().flatten().cloned();
+                    held_back
+                        .chain([note.detail])
+                        .chain(alarms)
+                        .filter(|text| !text.is_empty())
+                        .collect::<Vec<_>>()
+                        .join("; ")
                 }
             };
             reports.push(PluginReport {

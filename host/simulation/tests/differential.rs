@@ -713,7 +713,7 @@ impl Author<'_, '_> {
             99..102 => self.heartbeat(lane),
             102..106 => {
                 let (keep, most) = (self.dice.below(120), self.dice.pick(&[10_000, 150]));
-                let mut call = self.script("trim", &[own]);
+                let mut call = self.script("trim", &[own, "cofferdam:trimmed"]);
                 call.push_word(keep).push_word(if self.dice.one_in(2) { "" } else { &id }).push_word(most);
                 if self.dice.one_in(3) {
                     call.push_word("g2");

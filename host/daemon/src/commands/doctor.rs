@@ -400,6 +400,8 @@ const NEEDED: &[&[&str]] = &[
     &["XINFO", "STREAM", "stream:attacks"],
     &["XINFO", "GROUPS", "stream:attacks"],
     &["XINFO", "CONSUMERS", "stream:attacks", "g"],
+    &["HLEN", "cofferdam:park:x"],
+    &["HSCAN", "cofferdam:park:x", "0"],
     &["HSET", "cofferdam:park:x", "a", "b"],
     &["HSETNX", "cofferdam:ledger:x", "a", "b"],
     &["HINCRBY", "cofferdam:ledger:x", "a", "1"],
