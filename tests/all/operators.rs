@@ -650,7 +650,6 @@ fn a_user_that_may_no_longer_acknowledge_costs_nothing_when_it_may_again() {
 }
 
 #[test]
-#[ignore = "needs the breaker"]
 fn a_night_without_what_is_behind_a_plugin_leaves_no_dead_letter() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("[backoff]\nbase = \"200ms\"\nfactor = 2\nmax = \"2s\"\n");

@@ -2,19 +2,23 @@
 //!
 //! Every round it takes down the numbers of each lane at one moment, compares them with those of the round before, and logs as an
 //! error what an operator must know: entries trimmed away unread, or soon to be; a group whose counts no longer add up,
-//! because somebody moved it or deleted a consumer. What waited for its retry and was lost that way is given back.
+//! because somebody moved it or deleted a consumer. What waited for its retry and was lost that way is given back. And it holds plugins
+//! back whose dead letters or whose outputs would fill Redis.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_model::invariants::Balance;
+use cofferdam_model::route::DEAD_LETTER_STREAM;
 use cofferdam_streams::{Audit, LaneKeys, Store, StreamError};
 use indicatif::HumanCount;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::config::Config;
+use crate::quantity::show_bytes;
 use crate::supervisor::Supervisor;
 
 /// Rounds are a third of the lease apart, within these.
@@ -30,11 +34,12 @@ const FAR_PERCENT: u64 = 50;
 pub(crate) async fn guard(
     store: Store,
     supervisor: Arc<Supervisor>,
-    lease: Duration,
+    config: Arc<Config>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let every = (lease / 3).clamp(ROUND_MIN, ROUND_MAX);
+    let every = (config.delivery.lease / 3).clamp(ROUND_MIN, ROUND_MAX);
     let mut lanes: BTreeMap<(String, String), Memory> = BTreeMap::new();
+    let mut limits = Limits::default();
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => {}
@@ -52,6 +57,88 @@ pub(crate) async fn guard(
             standing.entry(plugin.clone()).or_default().extend(memory.standing());
         }
         supervisor.set_alarms(standing);
+        for (plugin, emits) in supervisor.emits() {
+            let mine: Vec<&LaneKeys> =
+                running.iter().filter(|(name, _)| *name == plugin).map(|(_, keys)| keys).collect();
+            let dead_bytes: i64 =
+                mine.iter().filter_map(|keys| lanes.get(&name(keys))).map(|lane| lane.dead_bytes).sum();
+            let mut why = limits.dead_letters(&store, &config, &plugin, &mine, dead_bytes).await;
+            why.extend(limits.budgets(&store, &config, &emits).await);
+            let why = why.join("; ");
+            if supervisor.hold(&plugin, &why) {
+                if why.is_empty() {
+                    tracing::info!(plugin, "goes on: it is below its limits again");
+                } else {
+                    tracing::error!(plugin, "{why}");
+                }
+            }
+        }
+    }
+}
+
+/// Limits that were reached, and are not left before a tenth below them is reached.
+#[derive(Debug, Default)]
+struct Limits {
+    /// Names of plugins, and of streams.
+    reached: BTreeSet<String>,
+}
+
+impl Limits {
+    fn is_reached(&mut self, name: &str, used: u64, limit: u64) -> bool {
+        let was = self.reached.contains(name);
+        let is = used > if was { limit - limit / 10 } else { limit };
+        if is {
+            self.reached.insert(name.to_owned());
+        } else {
+            self.reached.remove(name);
+        }
+        is
+    }
+
+    async fn dead_letters(
+        &mut self,
+        store: &Store,
+        config: &Config,
+        plugin: &str,
+        lanes: &[&LaneKeys],
+        bytes: i64,
+    ) -> Vec<String> {
+        let bytes = u64::try_from(bytes).unwrap_or(0);
+        let limit = config.dead_letter_bytes;
+        if !self.is_reached(&format!("plugin {plugin}"), bytes, limit) {
+            return Vec::new();
+        }
+        // Letters that somebody deleted by hand are counted still; when none is left at all, that is plain.
+        if matches!(store.query::<u64>(redis::cmd("XLEN").arg(DEAD_LETTER_STREAM)).await, Ok(0)) {
+            for lane in lanes {
+                let _ = store.forget_dead_bytes(lane).await;
+            }
+        }
+        vec![format!(
+            "it is paused: its dead letters take {}, and [limits] dead-letters allows {}; look at them with cofferdam dlq list, keep them with \
+             cofferdam dlq list --json, then cofferdam dlq discard or dlq redrive; it goes on by itself below {}",
+            show_bytes(bytes),
+            show_bytes(limit),
+            show_bytes(limit - limit / 10)
+        )]
+    }
+
+    async fn budgets(&mut self, store: &Store, config: &Config, emits: &[String]) -> Vec<String> {
+        let mut why = Vec::new();
+        for (stream, budget) in emits.iter().filter_map(|stream| Some((stream, config.byte_budget(stream)?))) {
+            // Who may not ask how large it is, or cannot just now, is not held back.
+            let Some(bytes) = store.stream_bytes(stream).await else { continue };
+            if self.is_reached(&format!("stream {stream}"), bytes, budget) {
+                why.push(format!(
+                    "it is paused: {stream}, which it writes to, takes {} of memory, and [streams.\"{stream}\"] bytes allows {}; see who is behind with \
+                     cofferdam streams, let it be trimmed or raise the budget; it goes on by itself below {}",
+                    show_bytes(bytes),
+                    show_bytes(budget),
+                    show_bytes(budget - budget / 10)
+                ));
+            }
+        }
+        why
     }
 }
 
@@ -62,6 +149,7 @@ async fn look(store: &Store, plugin: &str, keys: &LaneKeys, memory: &mut Memory)
         *memory = Memory::default();
         return Ok(());
     };
+    memory.dead_bytes = seen.dead_bytes;
     for alarm in memory.compare(&seen, keys.is_redrive(), Instant::now()) {
         let text = alarm.text(&keys.stream, &keys.group);
         tracing::error!(plugin, stream = %keys.stream, group = %keys.group, "{text}");
@@ -177,6 +265,8 @@ struct Memory {
     trimmed_since_ms: Option<u64>,
     /// Where the search for lost retries goes on.
     cursor: u64,
+    /// What the ledger says of its dead letters.
+    dead_bytes: i64,
     /// What stands, in words, by kind.
     texts: BTreeMap<&'static str, String>,
 }

@@ -80,7 +80,7 @@ impl Host {
             tokio::spawn(folder.run(stopping.clone())),
             tokio::spawn(report(store.clone(), consumer.clone(), supervisor.clone(), stopping.clone())),
             tokio::spawn(trim(store.clone(), consumer.clone(), config.clone(), supervisor.clone(), stopping.clone())),
-            tokio::spawn(guard(store.clone(), supervisor.clone(), config.delivery.lease, stopping)),
+            tokio::spawn(guard(store.clone(), supervisor.clone(), config.clone(), stopping)),
         ];
         let run_file = RunFile {
             pid: std::process::id(),

@@ -556,7 +556,7 @@ impl Author<'_, '_> {
     fn redrive(&mut self) -> Words {
         // The ids of dead letters differ between the sides: a letter that both know has an explicit id.
         let from = self.dice.pick(&["in1", "in2"]);
-        let mut call = self.script("redrive", &[from, STREAMS[2]]);
+        let mut call = self.script("redrive", &[from, STREAMS[2], "ledger"]);
         let id = self.some_id();
         call.push_word(id).push_word("g1");
         call.extend(words("4 cofferdam_stream in1 payload x"));

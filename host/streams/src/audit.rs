@@ -41,6 +41,9 @@ pub struct Audit {
     pub base_read: Option<u64>,
     /// Entries that the ledger counts as settled.
     pub settled: u64,
+    /// Bytes of the dead letters that it left and nobody has sent back or discarded. Below zero for a lane whose letters another
+    /// lane of the group left.
+    pub dead_bytes: i64,
 }
 
 impl Audit {
@@ -90,8 +93,23 @@ impl Store {
         let mut call = self.scripts.audit.call(&[&*lane.stream, &lane.ledger, &lane.park, TRIMMED_KEY]);
         call.arg(&*lane.group).arg(retry_consumer());
         let values = r.array(self.scripts.audit.send(&*self.reads, &call).await?)?;
-        let Ok(values) = <[Value; 13]>::try_from(values) else { return Ok(None) };
-        let [length, added, ours, first, last, delivered, pending, read, lag, records, parked, base, settled] = values;
+        let Ok(values) = <[Value; 14]>::try_from(values) else { return Ok(None) };
+        let [
+            length,
+            added,
+            ours,
+            first,
+            last,
+            delivered,
+            pending,
+            read,
+            lag,
+            records,
+            parked,
+            base,
+            settled,
+            dead_bytes,
+        ] = values;
         let known = |value: &Value| -> Result<Option<u64>, StreamError> { Ok(u64::try_from(r.int(value)?).ok()) };
         Ok(Some(Audit {
             length: r.count(&length)?,
@@ -107,7 +125,22 @@ impl Store {
             parked: r.count(&parked)?,
             base_read: if lane.is_redrive() { Some(known(&base)?.unwrap_or(0)) } else { known(&base)? },
             settled: r.count(&settled)?,
+            dead_bytes: r.int(&dead_bytes)?,
         }))
+    }
+
+    /// Forgets what the dead letters of a lane weigh: none are left.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn forget_dead_bytes(&self, lane: &LaneKeys) -> Result<(), StreamError> {
+        self.query(redis::cmd("HDEL").arg(&lane.ledger).arg("dead_bytes")).await
+    }
+
+    /// How much memory a stream takes, about; 0 when there is none, `None` when the user may not ask.
+    pub async fn stream_bytes(&self, stream: &str) -> Option<u64> {
+        let bytes: Option<u64> = self.query(redis::cmd("MEMORY").arg("USAGE").arg(stream)).await.ok()?;
+        Some(bytes.unwrap_or(0))
     }
 
     /// Looks at some park records, and gives those back to the group whose entries are no longer pending.

@@ -419,6 +419,7 @@ const NEEDED: &[&[&str]] = &[
     &["EVALSHA", "x", "1", "stream:attacks"],
     &["SCRIPT", "LOAD", "return 1"],
     &["SCAN", "0"],
+    &["TIME"],
     &["INFO"],
     &["PING"],
     &["MULTI"],

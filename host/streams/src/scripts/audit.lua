@@ -5,7 +5,7 @@
 -- ARGV: group, reserved consumer
 -- Returns {} when the stream or the group is missing, else {length, entries added, trimmed by us, oldest id or '', newest id,
 -- last delivered id, pending, entries read or -1, lag or -1, park records, pending of the reserved consumer, entries read
--- before the ledger began or -1, settled}
+-- before the ledger began or -1, settled, bytes of dead letters}
 local stream, ledger, group = KEYS[1], KEYS[2], ARGV[1]
 if redis.call('TYPE', stream).ok ~= 'stream' then return {} end
 local function named(flat)
@@ -20,7 +20,7 @@ for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
 end
 if not g then return {} end
 local s = named(redis.call('XINFO', 'STREAM', stream))
-local counts = redis.call('HMGET', ledger, 'base_read', 'committed', 'filtered', 'dead', 'rescued')
+local counts = redis.call('HMGET', ledger, 'base_read', 'committed', 'filtered', 'dead', 'rescued', 'dead_bytes')
 local settled = 0
 for i = 2, 5 do settled = settled + tonumber(counts[i] or 0) end
 local records, parked = redis.call('HLEN', KEYS[3]) / 2, 0
@@ -31,4 +31,5 @@ if records > 0 then
 end
 return {s['length'], s['entries-added'], tonumber(redis.call('HGET', KEYS[4], stream) or 0),
   s['first-entry'] and s['first-entry'][1] or '', s['last-generated-id'], g['last-delivered-id'], g['pending'],
-  g['entries-read'] or -1, g['lag'] or -1, math.floor(records), parked, tonumber(counts[1] or -1), settled}
+  g['entries-read'] or -1, g['lag'] or -1, math.floor(records), parked, tonumber(counts[1] or -1), settled,
+  tonumber(counts[6] or 0)}
