@@ -1,5 +1,7 @@
 //! One test program; this list says where a new test goes.
 
+/// Limits that keep Redis from filling up, reached and left.
+mod alarms;
 /// Inputs that a person, a producer or a plugin can get wrong.
 mod bad_input;
 /// The program as a newcomer uses it.

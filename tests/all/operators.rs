@@ -214,7 +214,6 @@ fn park(redis: &Redis, count: u64) {
 }
 
 #[test]
-#[ignore = "needs the alarm"]
 fn what_waited_for_its_retry_when_the_stream_was_deleted_comes_back_from_its_copy() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor(PATIENT);
@@ -259,17 +258,28 @@ fn a_group_set_back_loses_nothing_and_repeats_only_under_the_same_message_id() {
 }
 
 #[test]
-#[ignore = "needs the alarm"]
 fn a_group_set_back_or_forth_is_said_in_the_log() {
-    for to in ["0", "$"] {
+    for (to, words) in [("0", "set back"), ("$", "moved forward")] {
         let (redis, place) = (Redis::start(), Place::new());
-        place.put_actor("");
+        place.put_actor("concurrency = 1\n");
         let host = place.host(&redis, 1);
-        under_load(&redis, emit, |_| redis.cli(&["XGROUP", "SETID", "stream:in", "group:actor", to]));
+        wait_until("the group is there", || host.log().contains("created the group"));
+        // More than a host reads ahead, so that there is something to be skipped.
+        publish(&redis, "stream:in", (0..4_000).map(emit));
+        wait_until("it is at work", || redis.number(&["XLEN", "stream:out"]) > 10);
+        assert_eq!(redis.cli(&["XGROUP", "SETID", "stream:in", "group:actor", to]), "OK");
+        publish(&redis, "stream:in", (4_000..4_050).map(emit));
         wait_until("all is settled", || is_settled(&redis));
-        let said = comes_true(Duration::from_secs(20), || is_alarmed(&host, &["SETID", "set back", "moved"]));
+        let said = comes_true(Duration::from_secs(20), || is_alarmed(&host, &[words]));
         assert!(said, "the group was set to {to}, and the log says nothing: {:?}", alarms(&host));
+        println!("XGROUP SETID {to}: {:?}", alarms(&host));
+        assert!(comes_true(Duration::from_secs(10), || is_shown(&redis, words)), "`plugins` does not show it");
     }
+}
+
+/// Whether `plugins` shows these words.
+fn is_shown(redis: &Redis, words: &str) -> bool {
+    String::from_utf8_lossy(&cofferdam(&["plugins", "--redis", &redis.url()]).stdout).contains(words)
 }
 
 #[test]
@@ -339,7 +349,6 @@ fn deleting_the_consumer_of_a_living_host_costs_at_most_what_it_held_and_verify_
 }
 
 #[test]
-#[ignore = "needs the alarm"]
 fn deleting_the_consumer_of_a_living_host_loses_nothing_or_is_said_in_its_log() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("");
@@ -352,7 +361,6 @@ fn deleting_the_consumer_of_a_living_host_loses_nothing_or_is_said_in_its_log() 
 }
 
 #[test]
-#[ignore = "needs the alarm"]
 fn deleting_the_reserved_consumer_loses_no_retry_or_is_said_in_the_log() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor(PATIENT);
@@ -405,7 +413,6 @@ fn what_a_foreign_maxlen_takes_unread_is_counted_by_streams_and_verify() {
 }
 
 #[test]
-#[ignore = "needs the alarm"]
 fn what_a_foreign_maxlen_takes_unread_is_said_in_the_log() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("concurrency = 1\n");
@@ -417,6 +424,40 @@ fn what_a_foreign_maxlen_takes_unread_is_said_in_the_log() {
         "{lost} are gone, and the log says nothing: {:?}",
         alarms(&host)
     );
+}
+
+/// Publishes as a producer does that sets MAXLEN.
+fn publish_capped(redis: &Redis, numbers: std::ops::Range<u64>, cap: u64) {
+    for seq in numbers {
+        let payload = format!(r#"{{"do":"emit","seq":{seq},"busy_us":30000}}"#);
+        redis.cli(&["XADD", "stream:in", "MAXLEN", &cap.to_string(), "*", "payload", &payload, "producer_id", "tests"]);
+    }
+}
+
+#[test]
+fn a_backlog_near_a_foreign_maxlen_is_said_before_anything_is_lost() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("concurrency = 1\n");
+    let delivery = [("COFFERDAM__DELIVERY__IN_FLIGHT", "20")];
+    let data = place.directory.path().join("data1");
+    let mut host = Host::start(&program(), &redis.url(), &data, &place.plugins(), &delivery);
+    wait_until("the group is there", || host.log().contains("created the group"));
+    // Twice as many as it handles, against a limit that leaves some seconds.
+    let mut published = 0;
+    let said = || is_alarmed(&host, &["lost unread"]);
+    while published < 4_000 && !said() {
+        publish_capped(&redis, published..published + 10, 500);
+        published += 10;
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    let log = alarms(&host);
+    // The producer heeds it.
+    wait_until("all is settled", || is_settled(&redis));
+    let lost = Outputs::of(&redis).missing(0..published).len();
+    println!("MAXLEN 500: {published} published, {lost} lost unread, alarms {log:?}");
+    assert!(log.iter().any(|line| line.contains("lost unread")), "{log:?}");
+    assert_eq!(lost, 0, "it was said too late");
+    assert!(host.lives());
 }
 
 #[test]
@@ -609,7 +650,6 @@ fn a_user_that_may_no_longer_acknowledge_costs_nothing_when_it_may_again() {
 }
 
 #[test]
-#[ignore = "needs the breaker"]
 fn a_night_without_what_is_behind_a_plugin_leaves_no_dead_letter() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("[backoff]\nbase = \"200ms\"\nfactor = 2\nmax = \"2s\"\n");

@@ -25,6 +25,7 @@ struct RawConfig {
     streams: BTreeMap<String, RawStream>,
     policy: RawPolicySection,
     delivery: RawDelivery,
+    limits: RawLimits,
     data: RawData,
 }
 
@@ -39,6 +40,7 @@ struct RawRedis {
 struct RawStream {
     keep: Option<u64>,
     age: Option<Span>,
+    bytes: Option<Bytes>,
     ignore_groups: Vec<String>,
 }
 
@@ -65,6 +67,12 @@ struct RawDelivery {
     lease: Option<Span>,
     grace: Option<Span>,
     in_flight: Option<usize>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawLimits {
+    dead_letters: Option<Bytes>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -101,6 +109,9 @@ pub(crate) struct Config {
     policies: BTreeMap<String, Policy>,
     default_policy: Policy,
     retentions: BTreeMap<String, Retention>,
+    budgets: BTreeMap<String, u64>,
+    /// Bytes of dead letters that one plugin may leave.
+    pub(crate) dead_letter_bytes: u64,
     site_configs: BTreeMap<String, BTreeMap<String, String>>,
     /// The file that was read.
     pub(crate) source: Option<PathBuf>,
@@ -158,6 +169,8 @@ impl Config {
             let checked = policy(own, Some(&default_policy)).with_context(|| format!("in [policy.plugins.{name}]"))?;
             policies.insert(name.clone(), checked);
         }
+        let budget = |(name, own): (&String, &RawStream)| Some((name.clone(), own.bytes?.0));
+        let budgets = raw.streams.iter().filter_map(budget).collect();
         let retentions = raw.streams.into_iter().map(|(name, own)| {
             let default = Retention::default();
             let entries = own.keep.unwrap_or(default.entries);
@@ -186,6 +199,8 @@ impl Config {
             policies,
             default_policy,
             retentions: retentions.collect(),
+            budgets,
+            dead_letter_bytes: raw.limits.dead_letters.map_or(1 << 30, |bytes| bytes.0),
             site_configs,
             source,
         })
@@ -199,6 +214,11 @@ impl Config {
     /// How much of a stream is kept.
     pub(crate) fn retention(&self, stream: &str) -> Retention {
         self.retentions.get(stream).cloned().unwrap_or_default()
+    }
+
+    /// How many bytes a stream may take before plugins stop writing to it.
+    pub(crate) fn byte_budget(&self, stream: &str) -> Option<u64> {
+        self.budgets.get(stream).copied()
     }
 
     /// This site's own settings of a plugin, over its manifest's.

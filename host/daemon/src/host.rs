@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::config::Config;
+use crate::guard::guard;
 use crate::redis_child::RedisChild;
 use crate::reload::Folder;
 use crate::run_file::RunFile;
@@ -78,7 +79,8 @@ impl Host {
             tokio::spawn(bells.run(store.clone())),
             tokio::spawn(folder.run(stopping.clone())),
             tokio::spawn(report(store.clone(), consumer.clone(), supervisor.clone(), stopping.clone())),
-            tokio::spawn(trim(store.clone(), consumer.clone(), config.clone(), supervisor.clone(), stopping)),
+            tokio::spawn(trim(store.clone(), consumer.clone(), config.clone(), supervisor.clone(), stopping.clone())),
+            tokio::spawn(guard(store.clone(), supervisor.clone(), config.clone(), stopping)),
         ];
         let run_file = RunFile {
             pid: std::process::id(),

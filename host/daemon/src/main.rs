@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod embedded;
 mod exit;
+mod guard;
 mod host;
 mod manifest;
 mod quantity;

@@ -23,7 +23,7 @@ use crate::version::{Seat, Version};
 pub(crate) enum State {
     /// Reading and handling.
     Running,
-    /// Its file is gone: it finishes what is under way and reads nothing new.
+    /// Its file is gone, or it has reached a limit: it finishes what is under way and reads nothing new.
     Paused,
     /// Found, and not run: its detail says what it waits for.
     Waiting,
@@ -68,9 +68,18 @@ struct RunningPlugin {
     version: Arc<Version>,
     lanes: BTreeMap<String, RunningLane>,
     paused: bool,
+    /// Why the guard holds it; empty when it does not.
+    held: String,
     since_ms: u64,
     /// Counts of lanes that have ended.
     past: Counts,
+}
+
+impl RunningPlugin {
+    fn tell_mode(&self) {
+        let mode = if self.paused || !self.held.is_empty() { Mode::Pause } else { Mode::Run };
+        self.lanes.values().for_each(|lane| lane.tell(mode));
+    }
 }
 
 /// What is known of a plugin that has no live version, or whose newest candidate was refused.
@@ -99,6 +108,8 @@ pub(crate) struct Supervisor {
 struct Inner {
     running: BTreeMap<String, RunningPlugin>,
     notes: BTreeMap<String, Note>,
+    /// What the guard has to say of each plugin.
+    alarms: BTreeMap<String, Vec<String>>,
     stopped: bool,
 }
 
@@ -149,7 +160,7 @@ impl Supervisor {
                     running.version = version.clone();
                     running.since_ms = clock::now_ms();
                     running.paused = false;
-                    running.lanes.values().for_each(|lane| lane.tell(Mode::Run));
+                    running.tell_mode();
                     None
                 }
                 Some(_) => inner.running.remove(&name),
@@ -207,7 +218,7 @@ impl Supervisor {
             let task = tokio::spawn(Lane::new(parts).run());
             lanes.insert(stream.to_string(), RunningLane { mode, counters, task });
         }
-        RunningPlugin { seat, lanes, paused: false, since_ms: clock::now_ms(), past, version }
+        RunningPlugin { seat, lanes, paused: false, held: String::new(), since_ms: clock::now_ms(), past, version }
     }
 
     /// A candidate was found and is not run. A live version goes on.
@@ -226,7 +237,7 @@ impl Supervisor {
         match running.get_mut(name) {
             Some(running) => {
                 running.paused = true;
-                running.lanes.values().for_each(|lane| lane.tell(Mode::Pause));
+                running.tell_mode();
             }
             None => drop(notes.remove(name)),
         }
@@ -283,6 +294,49 @@ impl Supervisor {
         streams
     }
 
+    /// The lanes that run here, each with its plugin.
+    pub(crate) fn lanes(&self) -> Vec<(String, LaneKeys)> {
+        let inner = self.locked();
+        let lanes = |(name, running): (&String, &RunningPlugin)| {
+            let (name, group) = (name.clone(), running.version.manifest.group.clone());
+            let keys: Vec<_> =
+                running.lanes.keys().map(|stream| (name.clone(), LaneKeys::new(stream, &group))).collect();
+            keys
+        };
+        inner.running.iter().flat_map(lanes).collect()
+    }
+
+    /// What each plugin writes to.
+    pub(crate) fn emits(&self) -> Vec<(String, Vec<String>)> {
+        let inner = self.locked();
+        inner
+            .running
+            .iter()
+            .map(|(name, running)| (name.clone(), running.version.manifest.route.emit().to_vec()))
+            .collect()
+    }
+
+    /// Holds a plugin back, or lets it go on when there is no reason any more. Whether that is a change.
+    pub(crate) fn hold(&self, name: &str, why: &str) -> bool {
+        let mut inner = self.locked();
+        let Some(running) = inner.running.get_mut(name) else { return false };
+        let change = running.held.is_empty() != why.is_empty();
+        if running.held != why {
+            why.clone_into(&mut running.held);
+            running.tell_mode();
+        }
+        drop(inner);
+        if change {
+            self.changed();
+        }
+        change
+    }
+
+    /// What stands as an alarm, by plugin.
+    pub(crate) fn set_alarms(&self, alarms: BTreeMap<String, Vec<String>>) {
+        self.locked().alarms = alarms;
+    }
+
     /// What this host says of its plugins.
     pub(crate) fn report(&self) -> Vec<PluginReport> {
         let inner = self.locked();
@@ -297,12 +351,18 @@ impl Supervisor {
                 true => note.detail,
                 false => {
                     let held_back = running.lanes.values().map(|lane| lane.counters.held_back());
-                    held_back.chain([note.detail]).filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
+                    let alarms = inner.alarms.get(name).into_iter().flatten().cloned();
+                    held_back
+                        .chain([running.held.clone(), note.detail])
+                        .chain(alarms)
+                        .filter(|text| !text.is_empty())
+                        .collect::<Vec<_>>()
+                        .join("; ")
                 }
             };
             reports.push(PluginReport {
                 name: name.clone(),
-                state: if running.paused { State::Paused } else { State::Running },
+                state: if running.paused || !running.held.is_empty() { State::Paused } else { State::Running },
                 digest: running.version.terms.stamp.digest.clone(),
                 group: manifest.group.clone(),
                 subscribe: manifest.route.subscribe().to_vec(),

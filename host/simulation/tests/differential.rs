@@ -556,7 +556,7 @@ impl Author<'_, '_> {
     fn redrive(&mut self) -> Words {
         // The ids of dead letters differ between the sides: a letter that both know has an explicit id.
         let from = self.dice.pick(&["in1", "in2"]);
-        let mut call = self.script("redrive", &[from, STREAMS[2]]);
+        let mut call = self.script("redrive", &[from, STREAMS[2], "ledger"]);
         let id = self.some_id();
         call.push_word(id).push_word("g1");
         call.extend(words("4 cofferdam_stream in1 payload x"));
@@ -713,7 +713,7 @@ impl Author<'_, '_> {
             99..102 => self.heartbeat(lane),
             102..106 => {
                 let (keep, most) = (self.dice.below(120), self.dice.pick(&[10_000, 150]));
-                let mut call = self.script("trim", &[own]);
+                let mut call = self.script("trim", &[own, "cofferdam:trimmed"]);
                 call.push_word(keep).push_word(if self.dice.one_in(2) { "" } else { &id }).push_word(most);
                 if self.dice.one_in(3) {
                     call.push_word("g2");

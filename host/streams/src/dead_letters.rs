@@ -6,7 +6,7 @@ use cofferdam_model::EntryId;
 use cofferdam_model::route::DEAD_LETTER_STREAM;
 
 use crate::reply::Reply;
-use crate::{RawEntry, Store, StreamError, redrive_stream};
+use crate::{LaneKeys, RawEntry, Store, StreamError, redrive_stream};
 
 /// A dead letter as it stands in the stream. Fields of historic shapes that lack them are empty.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,6 +37,8 @@ pub struct StoredLetter {
     pub log_tail: String,
     /// How often it had been sent back before.
     pub redrives: u32,
+    /// What it weighs in the quota; 0 when it was never counted.
+    pub bytes: u64,
     /// The JSON view of the message.
     pub original_message: Json,
     /// The original entry's fields: byte for byte when the settle script copied them, rebuilt from the JSON view otherwise.
@@ -46,6 +48,11 @@ pub struct StoredLetter {
 }
 
 impl StoredLetter {
+    /// The ledger that counts it: of the lane that first read its message.
+    fn ledger(&self) -> String {
+        LaneKeys::new(&self.original_stream, &self.group).ledger
+    }
+
     /// Reads one, in our shape or in any that the original wrote (one JSON field, with or without `reason`; or the keys of that
     /// JSON directly as fields).
     pub fn read(entry: RawEntry) -> Self {
@@ -75,6 +82,7 @@ impl StoredLetter {
                 "trap" => letter.trap = text,
                 "log_tail" => letter.log_tail = text,
                 "redrives" => letter.redrives = text.parse().unwrap_or(0),
+                "bytes" => letter.bytes = text.parse().unwrap_or(0),
                 "failed_at" => letter.failed_at = text,
                 "original_message" => {
                     letter.original_message = serde_json::from_str(&text).unwrap_or(Json::String(text))
@@ -135,7 +143,7 @@ impl Store {
     /// Whatever Redis answers.
     pub async fn redrive(&self, letter: &StoredLetter, group: &str) -> Result<Option<EntryId>, StreamError> {
         let script = &self.scripts.redrive;
-        let mut call = script.call(&[DEAD_LETTER_STREAM, &redrive_stream(group)]);
+        let mut call = script.call(&[DEAD_LETTER_STREAM, &redrive_stream(group), &letter.ledger()]);
         let id = if letter.original_id.is_empty() { letter.id.to_string() } else { letter.original_id.clone() };
         let redrives = (letter.redrives + 1).to_string();
         let ours =
@@ -157,6 +165,20 @@ impl Store {
             return Ok(None);
         }
         id.parse().map(Some).map_err(|_| r.unexpected(format!("{id:?} instead of an entry id")))
+    }
+
+    /// What takes a dead letter's bytes out of the count when it is discarded: a command, to be sent with the deletion.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn uncount(&self, letter: &StoredLetter) -> Result<Option<redis::Cmd>, StreamError> {
+        // A ledger that was removed with its plugin stays removed.
+        if letter.bytes == 0 || self.key_type(&letter.ledger()).await? != "hash" {
+            return Ok(None);
+        }
+        let mut command = redis::cmd("HINCRBY");
+        command.arg(letter.ledger()).arg("dead_bytes").arg(-i64::try_from(letter.bytes).unwrap_or(i64::MAX));
+        Ok(Some(command))
     }
 
     /// Deletes a dead letter; whether it was there.

@@ -8,6 +8,8 @@ use cofferdam_model::policy::DELAY_MS_MAX;
 pub(crate) const FORMAT: &str = "1.0";
 /// Where the format version stands.
 pub(crate) const FORMAT_KEY: &str = "cofferdam:format";
+/// How many entries hosts have trimmed away, by stream: what else is gone, somebody else took.
+pub(crate) const TRIMMED_KEY: &str = "cofferdam:trimmed";
 /// The prefix of the reports of live hosts.
 pub(crate) const HOST_PREFIX: &str = "cofferdam:host:";
 

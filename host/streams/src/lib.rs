@@ -9,6 +9,7 @@
 //!             └────────── take (due retries, suspects of a silent host) ◀── park ┘
 //! ```
 
+mod audit;
 pub mod codec;
 pub mod dead_letters;
 mod error;
@@ -28,6 +29,7 @@ mod store;
 mod survey;
 mod trim;
 
+pub use audit::{Audit, Rescued};
 pub use codec::{Codec, Decoded, RawEntry, Subscription, WhereRule, decode};
 pub use error::{Remedy, StreamError};
 pub use fetch::{ConsumerInfo, Doorbell, Look, Suspect, TakeFor, Taken, Watched};

@@ -66,6 +66,8 @@ pub(crate) struct Scripts {
     pub(crate) trim: Script,
     pub(crate) redrive: Script,
     pub(crate) drop_consumer: Script,
+    pub(crate) audit: Script,
+    pub(crate) rescue: Script,
 }
 
 /// They are the same for every store.
@@ -85,6 +87,8 @@ impl Scripts {
             trim: Script::new("trim", include_str!("scripts/trim.lua")),
             redrive: Script::new("redrive", include_str!("scripts/redrive.lua")),
             drop_consumer: Script::new("drop_consumer", include_str!("scripts/drop_consumer.lua")),
+            audit: Script::new("audit", include_str!("scripts/audit.lua")),
+            rescue: Script::new("rescue", include_str!("scripts/rescue.lua")),
         }
     }
 }

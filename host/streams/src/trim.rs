@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cofferdam_model::EntryId;
 
+use crate::keys::TRIMMED_KEY;
 use crate::reply::Reply;
 use crate::{Store, StreamError};
 
@@ -75,7 +76,7 @@ impl Store {
         let r = Reply { command: "trim" };
         let mut total = Trimmed::default();
         loop {
-            let mut call = script.call(&[stream]);
+            let mut call = script.call(&[stream, TRIMMED_KEY]);
             call.arg(retention.entries).arg(&oldest).arg(TRIM_STEP).arg(&retention.ignored_groups);
             let reply = r.array(script.send(&*self.writes, &call).await?)?;
             let [removed, blocker, excess] = reply.try_into().map_err(|_| r.unexpected("not three parts"))?;

@@ -558,6 +558,9 @@ impl Actor<'_> {
                 // Both or neither: what was thrown away must be found in the log, by people and by verify.
                 let mut pipe = redis::pipe();
                 pipe.atomic().cmd("XDEL").arg(DEAD_LETTER_STREAM).arg(letter.id.to_string());
+                if let Some(uncount) = self.store.uncount(letter).await? {
+                    pipe.add_command(uncount).ignore();
+                }
                 let (deleted, _): (u64, String) = self.store.pipeline(&self.log(pipe, letter, &what)).await?;
                 deleted == 1
             }

@@ -31,6 +31,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::cli::Common;
 use crate::clock;
 use crate::exit::{Failed, Usage};
+use crate::quantity::show_bytes;
 use crate::screen::{line, note, progress, safe, safe_cut};
 
 /// Lines sent in one go: enough that the round trip does not count, few enough that a lost answer is soon looked up.
@@ -103,7 +104,22 @@ enum OnError {
 
 pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     check(&args)?;
-    let store = if args.dry_run { None } else { Some(super::find(common).await?.store) };
+    let found = if args.dry_run { None } else { Some(super::find(common).await?) };
+    if let Some((budget, store)) =
+        found.as_ref().and_then(|found| Some((found.config.byte_budget(&args.stream)?, &found.store)))
+        && let Some(bytes) = store.stream_bytes(&args.stream).await
+        && bytes > budget
+    {
+        bail!(Failed(format!(
+            "{} takes {} of memory, more than its budget of {} ([streams.\"{}\"] bytes): nothing was published; see who is behind with cofferdam streams, \
+             or raise the budget",
+            args.stream,
+            show_bytes(bytes),
+            show_bytes(budget),
+            args.stream
+        )));
+    }
+    let store = found.map(|found| found.store);
     let mut sender = Sender::new(store, &args).await?;
     let read = Arc::new(AtomicU64::new(0));
     let (lines, mut inbox) = mpsc::channel(BATCH_LINES);

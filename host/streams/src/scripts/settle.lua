@@ -46,7 +46,7 @@ local held = {}
 for _, p in ipairs(redis.call('XPENDING', input, group, ARGV[3], ARGV[4], ARGV[5], me)) do held[p[1]] = p[4] end
 
 local results, acks = {}, {}
-local committed, filtered, died, outputs = 0, 0, 0, 0
+local committed, filtered, died, dead_bytes, outputs = 0, 0, 0, 0, 0
 
 -- Entry ids by their decimal digits: exact, whatever their size.
 local function less(x, y)
@@ -97,11 +97,17 @@ for i = 1, n do
         fields[#fields + 1] = 'orig_truncated'
         fields[#fields + 1] = 'true'
       end
+      -- What a quota counts, and what a redrive or a discard takes back.
+      local bytes = 0
+      for f = 1, #fields do bytes = bytes + #fields[f] end
+      fields[#fields + 1] = 'bytes'
+      fields[#fields + 1] = tostring(bytes)
       local put = redis.pcall('XADD', dead, '*', unpack(fields))
       if type(put) == 'table' then
         results[i] = 4
       else
         died = died + 1
+        dead_bytes = dead_bytes + bytes
         acks[#acks + 1] = id
         results[i] = 1
       end
@@ -147,7 +153,10 @@ if #acks > 0 then
   end
   if committed > 0 then redis.call('HINCRBY', ledger, 'committed', committed) end
   if filtered > 0 then redis.call('HINCRBY', ledger, 'filtered', filtered) end
-  if died > 0 then redis.call('HINCRBY', ledger, 'dead', died) end
+  if died > 0 then
+    redis.call('HINCRBY', ledger, 'dead', died)
+    redis.call('HINCRBY', ledger, 'dead_bytes', dead_bytes)
+  end
   if outputs > 0 then redis.call('HINCRBY', ledger, 'outputs', outputs) end
   -- The floor: where a group that was lost must stand again so that nothing unfinished is missed. '<id' stands for just
   -- before that id: the sum is the host's to do, because a number of Lua cannot hold every sequence.

@@ -2,7 +2,7 @@
 -- Trims a stream down towards its retention, but only below what every group has read and acknowledged. In whole nodes of the
 -- stream (some 100 entries), which costs Redis next to nothing, and no more than `most` entries in one call.
 --
--- KEYS: 1 stream
+-- KEYS: 1 stream, 2 hash of what was trimmed by stream
 -- ARGV: entries to keep, oldest id to keep by age ('' for no limit), most, then groups that do not count
 -- Returns {removed, blocking group or '', entries above the retention that remain}
 local key, keep, oldest, most = KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
@@ -40,6 +40,7 @@ if oldest ~= '' then
   if safe and less(safe, target) then target = safe end
   removed = removed + redis.call('XTRIM', key, 'MINID', '~', target, 'LIMIT', most)
 end
+if removed > 0 then redis.call('HINCRBY', KEYS[2], key, removed) end
 excess = math.max(redis.call('XLEN', key) - keep, 0)
 -- More than a node or two above the retention and nothing to remove: somebody is not finished.
 if removed > 0 or excess < 256 then blocker = '' end

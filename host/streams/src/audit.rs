@@ -1,0 +1,160 @@
+//! What the guard looks at: the numbers of one lane at one moment, and the way back for what waited and was lost.
+
+use cofferdam_model::EntryId;
+use cofferdam_model::invariants::{Balance, delivered_is_settled_or_pending, trimmed_unread};
+use cofferdam_model::route::DEAD_LETTER_STREAM;
+use redis::Value;
+
+use crate::keys::TRIMMED_KEY;
+use crate::reply::Reply;
+use crate::{LaneKeys, Store, StreamError, retry_consumer};
+
+/// Park records that one call looks at, about: each costs Redis some microseconds.
+const RESCUE_STEP: usize = 1_000;
+
+/// The numbers of a lane at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Entries in the stream.
+    pub length: u64,
+    /// Entries that were ever added to it.
+    pub entries_added: u64,
+    /// Entries that hosts trimmed away.
+    pub trimmed_by_us: u64,
+    /// The oldest entry that is there.
+    pub first: Option<EntryId>,
+    /// The last id that the stream has given out.
+    pub last: EntryId,
+    /// The group's position.
+    pub last_delivered: EntryId,
+    /// Entries delivered and not acknowledged.
+    pub pending: u64,
+    /// Entries ever delivered, when Redis can tell.
+    pub entries_read: Option<u64>,
+    /// Entries still to be delivered, when Redis can tell.
+    pub lag: Option<u64>,
+    /// Entries with a park record.
+    pub records: u64,
+    /// Entries that wait for their retry.
+    pub parked: u64,
+    /// Entries that were read before the ledger began, when that is known.
+    pub base_read: Option<u64>,
+    /// Entries that the ledger counts as settled.
+    pub settled: u64,
+    /// Bytes of the dead letters that it left and nobody has sent back or discarded. Below zero for a lane whose letters another
+    /// lane of the group left.
+    pub dead_bytes: i64,
+}
+
+impl Audit {
+    /// Entries that somebody else than a host removed, since the stream began.
+    pub fn removed_by_others(&self) -> u64 {
+        self.entries_added.saturating_sub(self.length).saturating_sub(self.trimmed_by_us)
+    }
+
+    /// Entries that were taken away before the group read them: at least so many, as the ends of the stream tell.
+    pub fn trimmed_unread(&self) -> u64 {
+        let Some(read) = self.entries_read else { return 0 };
+        let after_at_most = if self.last_delivered >= self.last { 0 } else { self.length };
+        trimmed_unread(self.entries_added, read, after_at_most)
+    }
+
+    /// Whether all that was read is settled or pending; `None` when Redis cannot tell how many were read.
+    pub fn balance(&self) -> Option<Balance> {
+        let from_lag = self.lag.map(|lag| self.entries_added.saturating_sub(lag));
+        let delivered = self.entries_read.or(from_lag)?.saturating_sub(self.base_read?);
+        Some(delivered_is_settled_or_pending(self.settled, self.pending, delivered))
+    }
+
+    /// Entries that are still to be read.
+    pub fn behind(&self) -> u64 {
+        if self.last_delivered >= self.last { 0 } else { self.lag.unwrap_or(self.length).min(self.length) }
+    }
+}
+
+/// What a search for lost retries found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rescued {
+    /// Where to go on; 0 when all were looked at.
+    pub cursor: u64,
+    /// Entries given back.
+    pub back: u64,
+    /// Entries of which only a tombstone among the dead letters is left.
+    pub tombstones: u64,
+}
+
+impl Store {
+    /// The numbers of a lane; `None` when its stream or its group is missing.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn audit(&self, lane: &LaneKeys) -> Result<Option<Audit>, StreamError> {
+        let r = Reply { command: "audit" };
+        let mut call = self.scripts.audit.call(&[&*lane.stream, &lane.ledger, &lane.park, TRIMMED_KEY]);
+        call.arg(&*lane.group).arg(retry_consumer());
+        let values = r.array(self.scripts.audit.send(&*self.reads, &call).await?)?;
+        let Ok(values) = <[Value; 14]>::try_from(values) else { return Ok(None) };
+        let [
+            length,
+            added,
+            ours,
+            first,
+            last,
+            delivered,
+            pending,
+            read,
+            lag,
+            records,
+            parked,
+            base,
+            settled,
+            dead_bytes,
+        ] = values;
+        let known = |value: &Value| -> Result<Option<u64>, StreamError> { Ok(u64::try_from(r.int(value)?).ok()) };
+        Ok(Some(Audit {
+            length: r.count(&length)?,
+            entries_added: r.count(&added)?,
+            trimmed_by_us: r.count(&ours)?,
+            first: r.text(first)?.parse().ok(),
+            last: r.id(last)?,
+            last_delivered: r.id(delivered)?,
+            pending: r.count(&pending)?,
+            entries_read: known(&read)?,
+            lag: known(&lag)?,
+            records: r.count(&records)?,
+            parked: r.count(&parked)?,
+            base_read: if lane.is_redrive() { Some(known(&base)?.unwrap_or(0)) } else { known(&base)? },
+            settled: r.count(&settled)?,
+            dead_bytes: r.int(&dead_bytes)?,
+        }))
+    }
+
+    /// Forgets what the dead letters of a lane weigh: none are left.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn forget_dead_bytes(&self, lane: &LaneKeys) -> Result<(), StreamError> {
+        self.query(redis::cmd("HDEL").arg(&lane.ledger).arg("dead_bytes")).await
+    }
+
+    /// How much memory a stream takes, about; 0 when there is none, `None` when the user may not ask.
+    pub async fn stream_bytes(&self, stream: &str) -> Option<u64> {
+        let bytes: Option<u64> = self.query(redis::cmd("MEMORY").arg("USAGE").arg(stream)).await.ok()?;
+        Some(bytes.unwrap_or(0))
+    }
+
+    /// Looks at some park records, and gives those back to the group whose entries are no longer pending.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn rescue(&self, lane: &LaneKeys, cursor: u64, now: &str, plugin: &str) -> Result<Rescued, StreamError> {
+        let r = Reply { command: "rescue" };
+        let keys = [&*lane.stream, &lane.ledger, &lane.park, DEAD_LETTER_STREAM, &lane.redrive];
+        let mut call = self.scripts.rescue.call(&keys);
+        call.arg(&*lane.group).arg(cursor).arg(RESCUE_STEP).arg(now).arg(plugin);
+        let values = r.array(self.scripts.rescue.send(&*self.writes, &call).await?)?;
+        let [next, back, tombstones] = values.try_into().map_err(|_| r.unexpected("not three parts"))?;
+        let cursor = r.text(next)?.parse().unwrap_or(0);
+        Ok(Rescued { cursor, back: r.count(&back)?, tombstones: r.count(&tombstones)? })
+    }
+}
