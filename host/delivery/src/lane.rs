@@ -560,6 +560,9 @@ impl Lane {
                 // Something was due, so more may be: only an empty hand ends the sweep.
                 if found > 0 {
                     self.sweep_at = Instant::now();
+                } else {
+                    // The bell does not ring for a stream that was lost and begins anew with smaller ids.
+                    self.news = true;
                 }
                 self.dispatch(taken);
             }

@@ -184,6 +184,8 @@ impl Canon {
                 self.of_hash = true;
                 let mut pairs: Vec<_> =
                     items.chunks(2).map(|pair| format!("{} {}", self.any(&pair[0]), self.any(&pair[1]))).collect();
+                // What each server's own clock showed.
+                pairs.retain(|pair| !pair.contains("clock_ms"));
                 pairs.sort();
                 pairs.join(" ")
             }
@@ -540,6 +542,7 @@ impl Author<'_, '_> {
             "{group} {consumer} {from} {idle} {} 2026-11-24T10:00:00 plug",
             self.dice.below(5) + 1
         )));
+        call.push_word(0);
         call
     }
 

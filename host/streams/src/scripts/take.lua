@@ -12,24 +12,25 @@ local input, ledger, park, dead, redrive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], K
 local group, me, from = ARGV[1], ARGV[2], ARGV[3]
 local found = {}
 if ARGV[8] == '0' then
-  local longest = tonumber(ARGV[4])
-  -- What is parked is due by the server's clock. When that was set back, by so much, what was parked before would oversleep by as
-  -- much: the ledger remembers what the clock showed, so that whoever comes next notices.
-  local time = redis.call('TIME')
+  -- What is parked is due by the server's clock. When that was set back, what was parked before would oversleep by as much. The
+  -- ledger remembers what the clock showed, so that whoever comes next notices, and moves all that is parked along with it.
+  local longest, time = tonumber(ARGV[4]), redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local back = tonumber(redis.call('HGET', ledger, 'clock_ms') or '0') - now
-  local due = longest
-  if back > 2000 then due = math.max(longest - back - 60000, 0) end
-  found = redis.call('XPENDING', input, group, 'IDLE', due, '-', '+', ARGV[5], from)
-  if #found < tonumber(ARGV[5]) then redis.call('HSET', ledger, 'clock_ms', now) end
+  local gone = {}
   if back > 2000 then
-    local overslept = {}
-    for _, p in ipairs(found) do
-      -- Not what has been parked since: its turn comes by the clock as it is now.
-      if p[3] >= longest or p[3] <= longest - back + 10000 then overslept[#overslept + 1] = p end
+    for _, p in ipairs(redis.call('XPENDING', input, group, '-', '+', 100000, from)) do
+      if #redis.call('XRANGE', input, p[1], p[1]) == 1 then
+        redis.call('XCLAIM', input, group, from, 0, p[1], 'IDLE', math.min(p[3] + back, longest), 'JUSTID')
+      else
+        gone[#gone + 1] = p
+      end
     end
-    found = overslept
   end
+  redis.call('HSET', ledger, 'clock_ms', now)
+  found = redis.call('XPENDING', input, group, 'IDLE', longest, '-', '+', ARGV[5], from)
+  -- A claim would drop the pending entry of a payload that is gone: it is seen to at once.
+  for _, p in ipairs(gone) do if p[3] < longest then found[#found + 1] = p end end
 else
   for i = 9, 8 + 2 * tonumber(ARGV[8]), 2 do
     local p = redis.call('XPENDING', input, group, ARGV[i], ARGV[i], 1, from)[1]
