@@ -11,20 +11,20 @@ fn first_failure(seeds: u64) -> Option<(u64, Report)> {
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
             scope.spawn(|| {
-                while failure.lock().unwrap().is_none() {
+                while failure.lock().is_ok_and(|failure| failure.is_none()) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds {
                         return;
                     }
                     let report = run(&Scenario::new(seed));
                     if !report.violations.is_empty() {
-                        failure.lock().unwrap().get_or_insert((seed, report));
+                        failure.lock().expect("nobody panics while holding it").get_or_insert((seed, report));
                     }
                 }
             });
         }
     });
-    failure.into_inner().unwrap()
+    failure.into_inner().expect("nobody panics while holding it")
 }
 
 #[allow(clippy::disallowed_methods, reason = "a test-only build chooses its bug by the environment")]
