@@ -13,6 +13,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use cofferdam_simulation::Model;
@@ -28,6 +29,12 @@ const GROUPS: [&str; 2] = ["g1", "g2"];
 const CONSUMERS: [&str; 3] = ["c1", "c2", RETRY];
 /// Streams that only scripts write to, with ids that the server makes.
 const OUTPUTS: [&str; 3] = ["out1", "out2", DEAD];
+
+/// The scripts as they are sent: what several share stands in a file of its own.
+static TEXTS: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| {
+    let clock = include_str!("../../streams/src/scripts/clock.lua");
+    SCRIPTS.iter().map(|(name, text)| (*name, text.replace("-- include clock.lua\n", clock))).collect()
+});
 
 const SCRIPTS: [(&str, &str); 7] = [
     ("settle", include_str!("../../streams/src/scripts/settle.lua")),
@@ -471,7 +478,7 @@ impl Author<'_, '_> {
     }
 
     fn script(&mut self, name: &str, keys: &[&str]) -> Words {
-        let (_, text) = SCRIPTS.iter().find(|(script, _)| *script == name).unwrap();
+        let (_, text) = TEXTS.iter().find(|(script, _)| *script == name).unwrap();
         let sha = redis::Script::new(text).get_hash().to_owned();
         let mut command = words(&format!("EVALSHA {sha} {}", keys.len()));
         for key in keys {
@@ -828,7 +835,7 @@ fn one_step(
     let unknown = results.iter().any(|result| matches!(result, Err(error) if error.code() == Some("NOSCRIPT")));
     if unknown {
         let sha = String::from_utf8_lossy(&commands[0][1]).into_owned();
-        let text = SCRIPTS.iter().find(|(_, text)| redis::Script::new(text).get_hash() == sha).unwrap().1;
+        let text = &TEXTS.iter().find(|(_, text)| redis::Script::new(text).get_hash() == sha).unwrap().1;
         let mut load = words("SCRIPT LOAD");
         load.push_word(text);
         pair.both(&[load])?;
@@ -892,7 +899,7 @@ fn the_model_is_fast() {
     let mut batches = Vec::new();
     let reads = each(RUNS, |_| batches.push(run(&read)));
     let mut load = words("SCRIPT LOAD");
-    load.push_word(SCRIPTS[0].1);
+    load.push_word(&TEXTS[0].1);
     let Value::BulkString(sha) = run(&load) else { panic!("SCRIPT LOAD gave no digest") };
     let settles: Vec<Words> = batches.iter().map(|batch| settle_of_batch(batch, &sha)).collect();
     let settle = each(RUNS, |at| {

@@ -20,7 +20,9 @@ pub(crate) struct Script {
 
 impl Script {
     fn new(name: &str, text: &str) -> Self {
-        let text = mutated(name, text);
+        // What several scripts share stands in a file of its own.
+        let text = text.replace("-- include clock.lua\n", include_str!("scripts/clock.lua"));
+        let text = mutated(name, &text);
         let sha = redis::Script::new(&text).get_hash().to_owned();
         Script { text, sha }
     }

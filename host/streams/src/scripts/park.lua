@@ -5,8 +5,10 @@
 -- KEYS: 1 input stream, 2 ledger, 3 park hash
 -- ARGV: group, consumer, reserved consumer, its longest delay in ms, n, then n times: id, token, delay in ms, kind, record
 -- Returns n numbers: 1 parked, 0 the lease is lost, 3 the entry is gone from the stream (nothing written).
+-- include clock.lua
 local input, ledger, park = KEYS[1], KEYS[2], KEYS[3]
 local group, me, retry, longest, n = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+mind_the_clock(input, ledger, group, retry, longest)
 local results, counts = {}, {}
 local a = 6
 for i = 1, n do

@@ -8,29 +8,15 @@
 -- With n = 0: up to `count` entries that have been idle for so long, which is the reserved consumer's longest delay. Otherwise: of these entries, those that are still held under
 -- that token, however idle they look (a clock that was set back makes them look busy for hours).
 -- Returns {number of entries found, {id, new token, record or '', fields}...}
+-- include clock.lua
 local input, ledger, park, dead, redrive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, me, from = ARGV[1], ARGV[2], ARGV[3]
 local found = {}
 if ARGV[8] == '0' then
-  -- What is parked is due by the server's clock. When that was set back, what was parked before would oversleep by as much. The
-  -- ledger remembers what the clock showed, so that whoever comes next notices, and moves all that is parked along with it.
-  local longest, time = tonumber(ARGV[4]), redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local back = tonumber(redis.call('HGET', ledger, 'clock_ms') or '0') - now
-  local gone = {}
-  if back > 2000 then
-    for _, p in ipairs(redis.call('XPENDING', input, group, '-', '+', 100000, from)) do
-      if #redis.call('XRANGE', input, p[1], p[1]) == 1 then
-        redis.call('XCLAIM', input, group, from, 0, p[1], 'IDLE', math.min(p[3] + back, longest), 'JUSTID')
-      else
-        gone[#gone + 1] = p
-      end
-    end
-  end
-  redis.call('HSET', ledger, 'clock_ms', now)
+  local longest = tonumber(ARGV[4])
+  local gone = mind_the_clock(input, ledger, group, from, longest)
   found = redis.call('XPENDING', input, group, 'IDLE', longest, '-', '+', ARGV[5], from)
-  -- A claim would drop the pending entry of a payload that is gone: it is seen to at once.
-  for _, p in ipairs(gone) do if p[3] < longest then found[#found + 1] = p end end
+  for _, p in ipairs(gone) do found[#found + 1] = p end
 else
   for i = 9, 8 + 2 * tonumber(ARGV[8]), 2 do
     local p = redis.call('XPENDING', input, group, ARGV[i], ARGV[i], 1, from)[1]
