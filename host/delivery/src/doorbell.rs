@@ -1,39 +1,40 @@
 //! One doorbell for the whole host: a blocking read that only says which streams have news, and a bell for each stream.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use cofferdam_streams::{Doorbell, Store};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// The bells of all streams that somebody listens to.
 #[derive(Debug, Default)]
 pub struct Bells {
-    by_stream: Mutex<BTreeMap<Arc<str>, watch::Sender<u64>>>,
+    /// By stream, the bells of those who listen; one each, so that they are rung in their order.
+    by_stream: Mutex<BTreeMap<Arc<str>, Vec<Weak<Notify>>>>,
     more: Notify,
 }
 
 impl Bells {
-    /// Listens to a stream's bell.
-    pub fn listen(&self, stream: &Arc<str>) -> watch::Receiver<u64> {
+    /// A bell that rings when a stream has news, for as long as somebody keeps it.
+    pub fn listen(&self, stream: &Arc<str>) -> Arc<Notify> {
         let mut bells = self.by_stream.lock().unwrap_or_else(PoisonError::into_inner);
-        let bell = bells.entry(stream.clone()).or_insert_with(|| watch::channel(0).0);
+        let bell = Arc::new(Notify::new());
+        bells.entry(stream.clone()).or_default().push(Arc::downgrade(&bell));
         self.more.notify_one();
-        bell.subscribe()
+        bell
     }
 
     fn streams(&self) -> Vec<Arc<str>> {
         let mut bells = self.by_stream.lock().unwrap_or_else(PoisonError::into_inner);
-        bells.retain(|_, bell| bell.receiver_count() > 0);
+        bells.values_mut().for_each(|listeners| listeners.retain(|bell| bell.strong_count() > 0));
+        bells.retain(|_, listeners| !listeners.is_empty());
         bells.keys().cloned().collect()
     }
 
     fn ring(&self, stream: &Arc<str>) {
         let bells = self.by_stream.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bell) = bells.get(stream) {
-            bell.send_modify(|count| *count += 1);
-        }
+        bells.get(stream).into_iter().flatten().filter_map(Weak::upgrade).for_each(|bell| bell.notify_one());
     }
 
     /// Rings for as long as the host lives.

@@ -22,7 +22,7 @@ use cofferdam_streams::{
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::counters::Counters;
@@ -161,7 +161,7 @@ pub struct LaneParts {
     /// How entries become messages.
     pub reader: Reader,
     /// Rings when the stream has news; the host's doorbell holds the other end.
-    pub bell: watch::Receiver<u64>,
+    pub bell: Arc<Notify>,
     /// What to do; the supervisor holds the other end.
     pub mode: watch::Receiver<Mode>,
 }
@@ -311,11 +311,7 @@ impl Lane {
                 Some(done) = self.work.next(), if !self.work.is_empty() => self.take(done),
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() && may_flush => self.flush_now(),
                 _ = beat.tick() => self.renew(),
-                changed = self.parts.bell.changed(), if mode == Mode::Run => {
-                    // The host drops the bells when it ends; the stop message comes by `mode`.
-                    if changed.is_err() { sleep(PAUSE_MIN).await }
-                    self.news = true;
-                }
+                () = self.parts.bell.notified(), if mode == Mode::Run => self.news = true,
                 changed = self.parts.mode.changed(), if stop_by.is_none() => {
                     if changed.is_err() { return }
                 }
