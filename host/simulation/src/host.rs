@@ -159,7 +159,7 @@ impl Host {
                 kill: kill.clone(),
                 downstream: downstream.clone(),
                 terms,
-                steady: scenario.keeps_history(),
+                deaths_max: scenario.keeps_history().then(|| 1 + scenario.restarts()),
                 threads: Arc::new(Semaphore::new(2)),
                 apart: Arc::new(Semaphore::new(1)),
             });
@@ -273,8 +273,9 @@ struct Scripted {
     kill: Arc<dyn Fn() + Send + Sync>,
     downstream: Arc<Downstream>,
     terms: Arc<Terms>,
-    /// Whether nobody takes a history back, so that what a message has done before is on record.
-    steady: bool,
+    /// Hosts that may die of a message: one, and one for each that left in time to give it back uncharged and died of it all the
+    /// same. `None` when a history is taken back, and what a message has done before with it.
+    deaths_max: Option<u32>,
     threads: Arc<Semaphore>,
     apart: Arc<Semaphore>,
 }
@@ -291,12 +292,12 @@ impl Runner for Scripted {
     fn submit(&self, job: Job) -> Result<(), Job> {
         let (downstream, terms, threads, kill) =
             (self.downstream.clone(), self.terms.clone(), self.threads.clone(), self.kill.clone());
-        let (world, steady) = (self.life.world.clone(), self.steady);
+        let (world, deaths_max) = (self.life.world.clone(), self.deaths_max);
         self.life.spawn(async move {
             let _thread = threads.acquire().await;
             run(job, &downstream, &terms, |delivery| {
                 let died = world.dies_of(&terms.stamp.plugin, delivery.message.id);
-                if died > 1 && steady {
+                if deaths_max.is_some_and(|most| died > most) {
                     let text = format!("{died} hosts died of {}", delivery.message.id);
                     world.saw(Violation::new("what killed a host runs apart", text));
                 }

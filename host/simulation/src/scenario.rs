@@ -226,6 +226,12 @@ impl Scenario {
         self.faults.iter().all(|(_, fault)| fault.keeps_history())
     }
 
+    /// How often a host leaves in order.
+    pub fn restarts(&self) -> u32 {
+        let restarts = self.faults.iter().filter(|(_, fault)| matches!(fault, Fault::Restart { .. })).count();
+        u32::try_from(restarts).unwrap_or(u32::MAX)
+    }
+
     /// Whether every reply of the server arrives, and says what was asked.
     pub fn keeps_replies(&self) -> bool {
         self.faults.iter().all(|(_, fault)| fault.keeps_replies())
