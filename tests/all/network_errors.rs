@@ -61,7 +61,6 @@ fn every_error_of_a_server_that_cannot_serve_is_named_waited_out_and_charged_to_
 // What a host reads while it cannot settle is work that it does for nothing, and that others could not do either: it must
 // notice with the first refusal.
 #[test]
-#[ignore = "reading does not yet stop with the first refused settle, but with the end of the refusals"]
 fn while_settles_are_refused_reading_stops_within_a_second() {
     let redis = Redis::start();
     let proxy = Proxy::before(&redis);
