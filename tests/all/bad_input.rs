@@ -1,6 +1,6 @@
 use std::fs;
 
-use cofferdam_tests::{Host, Place, Redis, cofferdam, cofferdam_in, errors, program, publish, wait_until};
+use cofferdam_tests::{Host, Place, Redis, cofferdam, cofferdam_in, errors, guest, program, publish, wait_until};
 
 #[test]
 fn an_unknown_configuration_key_is_named_with_its_place_and_ends_with_2() {
@@ -187,4 +187,24 @@ fn a_subscription_to_a_key_that_is_no_stream_does_not_stop_the_others() {
         publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
         wait_until("its neighbour goes on", || redis.number(&["XLEN", "stream:out"]) == round);
     }
+}
+
+#[test]
+fn a_plugin_whose_settles_are_refused_does_not_stop_its_neighbours() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let other = "subscribe = [\"stream:in\"]\nemit = [\"stream:out\", \"stream:wrong_type\"]\nstart = \"oldest\"\n";
+    place.put("other", &guest("test/actor.wasm"), other);
+    let host = place.host(&redis, 1);
+    let groups = || redis.cli(&["XINFO", "GROUPS", "stream:in"]);
+    wait_until("both groups are there", || groups().contains("group:actor") && groups().contains("group:other"));
+    let ledger = "cofferdam:ledger:stream:in|group:actor";
+    redis.cli(&["SET", ledger, "no hash"]);
+    for round in 1..=5 {
+        publish(&redis, "stream:in", (0..20).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+        wait_until("the neighbour has done this round", || redis.number(&["XLEN", "stream:out"]) == round * 20);
+        wait_until("the other has stopped reading", || host.log().contains("reading has stopped"));
+    }
+    redis.cli(&["DEL", ledger]);
+    wait_until("the other has caught up", || redis.number(&["XLEN", "stream:out"]) == 200);
 }

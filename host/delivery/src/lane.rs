@@ -188,7 +188,7 @@ enum Done {
     Settled(SettledBatch),
     Renewed(Vec<EntryId>, Result<Vec<EntryId>, StreamError>),
     Looked(Result<Look, StreamError>),
-    GaveBack,
+    ConsumerDropped,
 }
 
 struct SettledBatch {
@@ -242,6 +242,8 @@ pub struct Lane {
     news: bool,
     pause: Duration,
     read_after: Instant,
+    /// Closed while what Redis refuses is this lane's own affair: a right that is missing, a key of the wrong kind.
+    own_gate: Arc<Gate>,
 }
 
 impl Lane {
@@ -281,6 +283,7 @@ impl Lane {
             news: true,
             pause: PAUSE_MIN,
             read_after: now,
+            own_gate: Arc::default(),
         }
     }
 
@@ -339,9 +342,7 @@ impl Lane {
         if now >= self.look_at && !self.looking {
             self.begin_look(now);
         }
-        if let Some(until) = self.parts.gate.closed_until()
-            && now < until
-        {
+        if self.gates_closed_until().is_some_and(|until| now < until) {
             return;
         }
         let room = self.room();
@@ -368,6 +369,11 @@ impl Lane {
             // Small reads while much is under way would cost a round trip each for a few messages.
             self.begin_new(room, probing);
         }
+    }
+
+    /// Until when nothing is to be read, by the host's gate and the lane's own.
+    fn gates_closed_until(&self) -> Option<Instant> {
+        self.parts.gate.closed_until().max(self.own_gate.closed_until())
     }
 
     fn reading_allowed(&self) -> Reading {
@@ -506,7 +512,7 @@ impl Lane {
             Done::Settled(batch) => self.account(batch),
             Done::Renewed(held, renewed) => self.take_renewed(&held, renewed),
             Done::Looked(look) => self.take_look(look),
-            Done::GaveBack => {}
+            Done::ConsumerDropped => {}
         }
     }
 
@@ -625,7 +631,7 @@ impl Lane {
             self.begin(async move {
                 // It is tried again at the next look.
                 let _ = store.drop_consumer(&keys.stream, &keys.group, &name).await;
-                Done::GaveBack
+                Done::ConsumerDropped
             });
         }
         let Noticed { suspects, set_back, set_forward } = self.watch.take_in(look, Instant::now(), lease);
@@ -845,9 +851,11 @@ impl Lane {
         self.first_decided = (!self.decided.is_empty()).then(Instant::now);
         self.settles += 1;
         let (store, keys, consumer) = self.for_redis();
-        let (surroundings, gate) = (self.parts.surroundings.clone(), self.parts.gate.clone());
+        let (surroundings, host, own) =
+            (self.parts.surroundings.clone(), self.parts.gate.clone(), self.own_gate.clone());
         self.begin(async move {
-            Done::Settled(settle_until_taken(&store, &keys, &consumer, &*surroundings, &gate, batch).await)
+            let gates = Gates { host: &host, own: &own };
+            Done::Settled(settle_until_taken(&store, &keys, &consumer, &*surroundings, gates, batch).await)
         });
     }
 
@@ -942,7 +950,7 @@ impl Lane {
             if !self.looking {
                 next = next.min(self.look_at);
             }
-            if let Some(until) = self.parts.gate.closed_until() {
+            if let Some(until) = self.gates_closed_until() {
                 next = next.max(until);
             }
             if let Reading::Wait { until } = self.reading_allowed() {
@@ -972,17 +980,24 @@ impl Lane {
 /// What a lane says while its plugin's breaker is open.
 const BREAKER_OPEN: &str = "half of the last 100 deliveries failed: reading has stopped, one message at a time is tried, and nothing is charged until it works again";
 
+/// The gates that a refused settle closes.
+#[derive(Clone, Copy)]
+struct Gates<'a> {
+    host: &'a Gate,
+    own: &'a Gate,
+}
+
 /// Settles a batch, however long Redis takes to be able to: the fence makes it safe to send the same again.
 async fn settle_until_taken(
     store: &Store,
     keys: &LaneKeys,
     consumer: &str,
     surroundings: &dyn Surroundings,
-    gate: &Gate,
+    gates: Gates<'_>,
     batch: Vec<Decided>,
 ) -> SettledBatch {
     let mut pause = PAUSE_MIN;
-    let mut refused = false;
+    let mut closed = None;
     loop {
         let now_ms = surroundings.now_ms();
         let now = iso(now_ms);
@@ -990,9 +1005,7 @@ async fn settle_until_taken(
         let of = |decided: &Decided| (decided.delivery.entry, decided.delivery.token);
         let error = match store.settle(&cx, &batch).await {
             Ok(settled) => {
-                if refused {
-                    gate.open();
-                }
+                closed.inspect(|gate: &&Gate| gate.open());
                 let results = batch.iter().zip(settled).map(|(decided, settled)| {
                     let delay = match decided.verdict {
                         Verdict::RetryAfter { delay, .. } | Verdict::Release { delay } => Some(delay),
@@ -1016,9 +1029,11 @@ async fn settle_until_taken(
                 return SettledBatch { results: batch.iter().map(lost).collect(), pause: true };
             }
             Remedy::Repeat => tracing::warn!(stream = %keys.stream, %error, "cannot settle; trying again"),
-            Remedy::StopReading | Remedy::Operator => {
-                refused = true;
+            remedy @ (Remedy::StopReading | Remedy::Operator) => {
+                // A server that takes no writes concerns every lane; whatever else an operator must mend, this one alone.
+                let gate = if remedy == Remedy::StopReading { gates.host } else { gates.own };
                 gate.close(Instant::now() + pause * 2 + Duration::from_secs(1));
+                closed = Some(gate);
                 tracing::error!(stream = %keys.stream, %error, "cannot settle; reading has stopped until it is taken");
             }
         }

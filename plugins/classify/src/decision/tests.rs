@@ -51,7 +51,7 @@ fn lines_of_the_lab_log_show_what_they_should() {
         ("netstat -tulpn", &["T1049"]),
         ("ps aux | head", &["T1057"]),
         ("ls -lh $(which ls)", &["T1083"]),
-        ("cat /root/.bash_history", &["T1552.003"]),
+        ("cat ~/.bash_history", &["T1552.003"]),
         ("useradd -m -s /bin/bash svcbackup", &["T1136.001"]),
         ("mkdir -p ~/.ssh && echo \"ssh-rsa AAAA attacker@lab\" >> ~/.ssh/authorized_keys", &["T1098.004"]),
         ("chattr +ia ~/.ssh/authorized_keys", &["T1098.004", "T1222.002"]),
