@@ -25,6 +25,21 @@ pub struct Left {
     pub unsettled: u64,
 }
 
+impl Left {
+    /// Takes in how one message ended: the outputs that it should have (poison has none), those that are there, and whether it
+    /// is among the dead letters.
+    pub fn note(&mut self, expected: usize, found: usize, dead: bool) {
+        match (expected, found, dead) {
+            (0, _, false) => self.poison_missing += 1,
+            (0, ..) => {}
+            (_, 0, true) => self.innocents += 1,
+            (_, 0, false) => self.lost += 1,
+            (expected, found, _) if found < expected => self.partial += 1,
+            _ => {}
+        }
+    }
+}
+
 /// What the ledger of a lane counts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Counted {
@@ -119,14 +134,7 @@ pub fn check(redis: &Redis, published: u64) -> Left {
     }
     for seq in 0..published {
         let (expected, found) = (outputs_of(seq), seen.range((seq, 0)..(seq + 1, 0)).count());
-        match (expected, found, dead.contains_key(&seq)) {
-            (0, _, false) => left.poison_missing += 1,
-            (0, ..) => {}
-            (_, 0, true) => left.innocents += 1,
-            (_, 0, false) => left.lost += 1,
-            (expected, found, _) if found < expected => left.partial += 1,
-            _ => {}
-        }
+        left.note(expected, found, dead.contains_key(&seq));
     }
     println!("published {published}, outputs {}, dead letters {}: {left:?}", seen.len(), dead.len());
     left

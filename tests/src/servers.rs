@@ -567,14 +567,7 @@ impl Picture {
             ..Left::default()
         };
         for &seq in self.input.values() {
-            match (outputs_of(seq), self.outputs_of(seq), self.dead.contains_key(&seq)) {
-                (0, _, false) => left.poison_missing += 1,
-                (0, ..) => {}
-                (_, 0, true) => left.innocents += 1,
-                (_, 0, false) => left.lost += 1,
-                (expected, found, _) if found < expected => left.partial += 1,
-                _ => {}
-            }
+            left.note(outputs_of(seq), self.outputs_of(seq), self.dead.contains_key(&seq));
         }
         left
     }

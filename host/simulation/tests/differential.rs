@@ -30,21 +30,8 @@ const CONSUMERS: [&str; 3] = ["c1", "c2", RETRY];
 /// Streams that only scripts write to, with ids that the server makes.
 const OUTPUTS: [&str; 3] = ["out1", "out2", DEAD];
 
-/// The scripts as they are sent: what several share stands in a file of its own.
-static TEXTS: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| {
-    let clock = include_str!("../../streams/src/scripts/clock.lua");
-    SCRIPTS.iter().map(|(name, text)| (*name, text.replace("-- include clock.lua\n", clock))).collect()
-});
-
-const SCRIPTS: [(&str, &str); 7] = [
-    ("settle", include_str!("../../streams/src/scripts/settle.lua")),
-    ("park", include_str!("../../streams/src/scripts/park.lua")),
-    ("take", include_str!("../../streams/src/scripts/take.lua")),
-    ("heartbeat", include_str!("../../streams/src/scripts/heartbeat.lua")),
-    ("trim", include_str!("../../streams/src/scripts/trim.lua")),
-    ("redrive", include_str!("../../streams/src/scripts/redrive.lua")),
-    ("drop_consumer", include_str!("../../streams/src/scripts/drop_consumer.lua")),
-];
+/// The scripts as they are sent.
+static TEXTS: LazyLock<Vec<(&str, String)>> = LazyLock::new(cofferdam_streams::script_texts);
 
 /// A redis-server of our own on a unix socket.
 struct Server {

@@ -44,3 +44,8 @@ pub use settle::{Decided, Evidence, Holding, SettleContext, Settled, VersionStam
 pub use store::{ServerFacts, Store};
 pub use survey::{Cut, LaneFacts, PendingEntry, Seen, SeenPage, StreamFacts};
 pub use trim::{Retention, Trimmed};
+
+/// The Lua scripts as they are sent, by name: for comparing a model of a server with a real one.
+pub fn script_texts() -> Vec<(&'static str, String)> {
+    scripts::Scripts::shared().texts()
+}

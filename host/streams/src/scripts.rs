@@ -11,6 +11,13 @@ use crate::StreamError;
 use crate::link::{Link, Through};
 use crate::mutants::mutated;
 
+/// What several scripts share, by the line that stands for it in each.
+const SHARED_PARTS: [(&str, &str); 3] = [
+    ("-- include clock.lua\n", include_str!("scripts/clock.lua")),
+    ("-- include less.lua\n", include_str!("scripts/less.lua")),
+    ("-- include save.lua\n", include_str!("scripts/save.lua")),
+];
+
 /// One script: its text, and the sha1 under which Redis keeps it.
 #[derive(Debug)]
 pub(crate) struct Script {
@@ -20,8 +27,7 @@ pub(crate) struct Script {
 
 impl Script {
     fn new(name: &str, text: &str) -> Self {
-        // What several scripts share stands in a file of its own.
-        let text = text.replace("-- include clock.lua\n", include_str!("scripts/clock.lua"));
+        let text = SHARED_PARTS.iter().fold(text.to_owned(), |text, (line, part)| text.replace(line, part));
         let text = mutated(name, &text);
         let sha = redis::Script::new(&text).get_hash().to_owned();
         Script { text, sha }
@@ -78,6 +84,22 @@ static SHARED: OnceLock<Arc<Scripts>> = OnceLock::new();
 impl Scripts {
     pub(crate) fn shared() -> Arc<Self> {
         SHARED.get_or_init(|| Arc::new(Scripts::new())).clone()
+    }
+
+    /// Their texts as they are sent, by name.
+    pub(crate) fn texts(&self) -> Vec<(&'static str, String)> {
+        let of = |name, script: &Script| (name, script.text.clone());
+        vec![
+            of("settle", &self.settle),
+            of("park", &self.park),
+            of("take", &self.take),
+            of("heartbeat", &self.heartbeat),
+            of("trim", &self.trim),
+            of("redrive", &self.redrive),
+            of("drop_consumer", &self.drop_consumer),
+            of("audit", &self.audit),
+            of("rescue", &self.rescue),
+        ]
     }
 
     fn new() -> Self {

@@ -11,6 +11,7 @@
 -- What is the same for many outputs is sent once: each argument costs Redis more than what is done with it.
 -- Returns n numbers: 1 done, 0 the lease is lost, 2 an output key is not a stream, 4 the dead letters take nothing (nothing
 -- written for that message).
+-- include less.lua
 local input, ledger, park, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, now = ARGV[1], ARGV[2], ARGV[7]
 
@@ -47,15 +48,6 @@ for _, p in ipairs(redis.call('XPENDING', input, group, ARGV[3], ARGV[4], ARGV[5
 
 local results, acks = {}, {}
 local committed, filtered, died, dead_bytes, outputs = 0, 0, 0, 0, 0
-
--- Entry ids by their decimal digits: exact, whatever their size.
-local function less(x, y)
-  local xm, xs = string.match(x, '(%d+)-(%d+)')
-  local ym, ys = string.match(y, '(%d+)-(%d+)')
-  if xm == ym then xm, ym = xs, ys end
-  if #xm ~= #ym then return #xm < #ym end
-  return xm < ym
-end
 
 local versions, a = {}, 9
 for v = 1, tonumber(ARGV[8]) do

@@ -9,6 +9,7 @@
 -- that token, however idle they look (a clock that was set back makes them look busy for hours).
 -- Returns {number of entries found, {id, new token, record or '', fields}...}
 -- include clock.lua
+-- include save.lua
 local input, ledger, park, dead, redrive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, me, from = ARGV[1], ARGV[2], ARGV[3]
 local found = {}
@@ -33,35 +34,7 @@ for _, p in ipairs(found) do
     taken[#taken + 1] = {id, token, record, entry[2]}
   else
     -- XCLAIM would drop the pending entry of a payload that is gone without a word, so it is not asked.
-    local copy = redis.call('HGET', park, id .. ':entry')
-    local fields = copy and cmsgpack.unpack(copy)
-    -- More fields than one command can carry are not saved: a tombstone is all that is left of them.
-    if fields and #fields < 7000 then
-      -- A producer's own fields of these names would speak for the host on the redrive stream.
-      if input ~= redrive then
-        local kept = {}
-        for f = 1, #fields, 2 do
-          local name = fields[f]
-          if name ~= 'cofferdam_stream' and name ~= 'cofferdam_id' and name ~= 'cofferdam_redrives' and name ~= 'cofferdam_record' then
-            kept[#kept + 1] = name
-            kept[#kept + 1] = fields[f + 1]
-          end
-        end
-        fields = kept
-      end
-      if input ~= redrive then
-        for _, extra in ipairs({input, 'cofferdam_stream', id, 'cofferdam_id'}) do table.insert(fields, 1, extra) end
-      end
-      fields[#fields + 1] = 'cofferdam_record'
-      fields[#fields + 1] = record
-      redis.call('XADD', redrive, '*', unpack(fields))
-      redis.call('HINCRBY', ledger, 'rescued', 1)
-    else
-      local note = cjson.encode({original_stream = input, failed_at = ARGV[6], reason = 'payload-trimmed', retry_count = 0})
-      redis.call('XADD', dead, '*', 'payload', note, 'original_stream', input, 'original_id', id, 'group', group,
-        'plugin', ARGV[7], 'digest', '', 'code', 'payload-trimmed', 'attempts', '[]', 'trap', '', 'log_tail', '', 'redrives', '0')
-      redis.call('HINCRBY', ledger, 'dead', 1)
-    end
+    save({input = input, ledger = ledger, park = park, dead = dead, redrive = redrive}, group, id, record, ARGV[6], ARGV[7])
     redis.call('XACK', input, group, id)
     redis.call('HDEL', park, id, id .. ':entry')
   end

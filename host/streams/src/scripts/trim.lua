@@ -5,14 +5,10 @@
 -- KEYS: 1 stream, 2 hash of what was trimmed by stream
 -- ARGV: entries to keep, oldest id to keep by age ('' for no limit), most, then groups that do not count
 -- Returns {removed, blocking group or '', entries above the retention that remain}
+-- include less.lua
 local key, keep, oldest, most = KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local ignored = {}
 for i = 4, #ARGV do ignored[ARGV[i]] = true end
-local function parts(id) local ms, seq = string.match(id, '(%d+)-(%d+)'); return tonumber(ms), tonumber(seq) end
-local function less(x, y)
-  local xm, xs = parts(x); local ym, ys = parts(y)
-  return xm < ym or (xm == ym and xs < ys)
-end
 if redis.call('TYPE', key).ok ~= 'stream' then return {0, '', 0} end
 -- The first entry that some group has not finished. What stands before it, all have.
 local safe, blocker = nil, ''
