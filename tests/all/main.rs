@@ -15,6 +15,7 @@ mod documents;
 /// Another server in the place of Redis: promotion, Sentinel.
 mod failover;
 /// What becomes of a delivery: every outcome and fault, and what is left in Redis.
+mod formats;
 mod life;
 /// Bugs on purpose, each with the damage that it does: what the other tests would have to see.
 mod mutants;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use cofferdam_delivery::Bells;
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
 use cofferdam_sandbox::{Engine, EngineConfig};
-use cofferdam_streams::{HostReport, Store};
+use cofferdam_streams::{Format, HostReport, Store, StreamError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -67,6 +67,7 @@ impl Host {
         for warning in store.check().await? {
             tracing::warn!("{warning}");
         }
+        store.agree_on_format().await?;
         let engine = Engine::new(EngineConfig { instances_max: INSTANCES_MAX, memory_bytes_max: MEMORY_BYTES_MAX })?;
         let consumer: Arc<str> = format!("{}/{}", host_name(), uuid::Uuid::new_v4()).into();
         let bells = Arc::new(Bells::default());
@@ -142,6 +143,7 @@ async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, m
         let report = HostReport {
             consumer: consumer.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: Format::own().to_string(),
             pid: std::process::id(),
             started_ms,
             reported_ms: clock::now_ms(),
@@ -149,6 +151,13 @@ async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, m
         };
         if let Err(error) = store.report(&report, REPORT_LIVES).await {
             tracing::debug!(%error, "cannot report");
+        }
+        match store.agree_on_format().await {
+            Err(error @ StreamError::Unsuitable { .. }) => {
+                tracing::error!(%error, "another host has changed the format")
+            }
+            Err(error) => tracing::debug!(%error, "cannot agree on the format"),
+            Ok(_) => {}
         }
         tokio::select! {
             () = tokio::time::sleep(REPORT_EVERY) => {}

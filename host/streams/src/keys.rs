@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use cofferdam_model::policy::DELAY_MS_MAX;
 
-/// The format version of everything we write under `cofferdam:`, as `major.minor`.
-pub(crate) const FORMAT: &str = "1.0";
-/// Where the format version stands.
+/// Where the format version of everything we write under `cofferdam:` stands, as `major.minor`.
 pub(crate) const FORMAT_KEY: &str = "cofferdam:format";
 /// How many entries hosts have trimmed away, by stream: what else is gone, somebody else took.
 pub(crate) const TRIMMED_KEY: &str = "cofferdam:trimmed";
