@@ -37,6 +37,7 @@ mod storage;
 mod tidy;
 /// Faults planted by hand into what a host has done, and a system at work: what `verify` says of them.
 mod verify;
+mod versions;
 /// The ways in which files come into a watched folder.
 mod watching;
 /// The inherited wire format, byte for byte, in and out.

@@ -20,6 +20,7 @@ use crate::redis_child::RedisChild;
 use crate::reload::Folder;
 use crate::run_file::RunFile;
 use crate::supervisor::Supervisor;
+use crate::versions::Versions;
 
 /// How often a host says that it lives, and how long that is believed.
 const REPORT_EVERY: Duration = Duration::from_secs(3);
@@ -75,11 +76,14 @@ impl Host {
         let supervisor =
             Arc::new(Supervisor::new(store.clone(), consumer.clone(), config.delivery, redis.is_some(), bells.clone()));
         let (stop, stopping) = watch::channel(false);
-        let folder = Folder::new(config.clone(), engine, supervisor.clone());
+        let versions = Arc::new(Versions::new(store.clone(), consumer.clone(), &config.data_dir));
+        // Before the folder is looked at: a pin outlives every restart.
+        versions.look().await?;
+        let folder = Folder::new(config.clone(), engine, supervisor.clone(), versions.clone());
         let tasks = vec![
             tokio::spawn(bells.run(store.clone())),
             tokio::spawn(folder.run(stopping.clone())),
-            tokio::spawn(report(store.clone(), consumer.clone(), supervisor.clone(), stopping.clone())),
+            tokio::spawn(report(store.clone(), consumer.clone(), supervisor.clone(), versions, stopping.clone())),
             tokio::spawn(trim(store.clone(), consumer.clone(), config.clone(), supervisor.clone(), stopping.clone())),
             tokio::spawn(guard(store.clone(), supervisor.clone(), config.clone(), stopping)),
         ];
@@ -135,7 +139,13 @@ fn host_name() -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).take(64).collect()
 }
 
-async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, mut stopping: watch::Receiver<bool>) {
+async fn report(
+    store: Store,
+    consumer: Arc<str>,
+    supervisor: Arc<Supervisor>,
+    versions: Arc<Versions>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let started_ms = clock::now_ms();
     let mut changes = supervisor.changes();
     loop {
@@ -151,6 +161,9 @@ async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, m
         };
         if let Err(error) = store.report(&report, REPORT_LIVES).await {
             tracing::debug!(%error, "cannot report");
+        }
+        if let Err(error) = versions.look().await {
+            tracing::debug!(%error, "cannot look after versions");
         }
         match store.agree_on_format().await {
             Err(error @ StreamError::Unsuitable { .. }) => {

@@ -11,7 +11,7 @@ use cofferdam_streams::Evidence;
 use crate::apart::Apart;
 use crate::clock;
 use crate::screen::safe;
-use crate::version::Seat;
+use crate::version::{Seat, Version};
 
 /// Results are handed back at least this often, so that a slow message does not hold up its neighbours' settle.
 const HAND_BACK_AFTER: Duration = Duration::from_millis(1);
@@ -78,9 +78,10 @@ fn run(slot: &mut Slot, seat: &Seat, mut job: Job) {
         }
         die_if_told(&delivery.message);
         let started_ms = clock::now_ms();
-        let call = Call { message: &delivery.message, attempt: delivery.attempt(), started_ms };
+        let attempt = delivery.attempt(&version.terms.forgiven);
+        let call = Call { message: &delivery.message, attempt, started_ms };
         let report = cofferdam_sandbox::invoke(&version.plugin, slot, &call);
-        finish(&mut job, &version.manifest.name, report, version.terms.clone(), started_ms);
+        finish(&mut job, &version, report, started_ms);
         if handed_back.elapsed() >= HAND_BACK_AFTER {
             handed_back = Instant::now();
             job.hand_back();
@@ -97,8 +98,9 @@ fn run_apart(process: &Apart, seat: &Seat, mut job: Job) {
         }
         let started_ms = clock::now_ms();
         match process.run(&version, delivery, started_ms) {
-            Ok(report) => finish(&mut job, &version.manifest.name, report, version.terms.clone(), started_ms),
+            Ok(report) => finish(&mut job, &version, report, started_ms),
             Err(fault) => {
+                version.fared.note(false);
                 let evidence = Evidence { started_ms: Some(started_ms), ..Evidence::default() };
                 job.finish(Err(fault), Some(version.terms.clone()), evidence);
             }
@@ -107,10 +109,14 @@ fn run_apart(process: &Apart, seat: &Seat, mut job: Job) {
     }
 }
 
-fn finish(job: &mut Job, plugin: &str, report: Report, terms: Arc<Terms>, started_ms: u64) {
+fn finish(job: &mut Job, version: &Version, report: Report, started_ms: u64) {
     let Some(delivery) = job.current() else { return };
-    log_lines(plugin, &delivery.message, &report.log);
+    log_lines(&version.manifest.name, &delivery.message, &report.log);
     let failed = !matches!(report.result, Ok(Outcome::Events(_)));
+    // What the host itself could not do says nothing of a version.
+    if !matches!(report.result, Err(Fault::Host { .. })) {
+        version.fared.note(!failed);
+    }
     let evidence = Evidence {
         took: report.took,
         memory_bytes: report.memory_bytes,
@@ -118,7 +124,7 @@ fn finish(job: &mut Job, plugin: &str, report: Report, terms: Arc<Terms>, starte
         log_tail: if failed { tail(&report.log) } else { String::new() },
         started_ms: Some(started_ms),
     };
-    job.finish(report.result, Some(terms), evidence);
+    job.finish(report.result, Some(version.terms.clone()), evidence);
 }
 
 /// What a handler logs goes to the host's log, one line each, with the plugin and the message.

@@ -11,6 +11,19 @@ pub(crate) const TRIMMED_KEY: &str = "cofferdam:trimmed";
 /// The prefix of the reports of live hosts.
 pub(crate) const HOST_PREFIX: &str = "cofferdam:host:";
 
+/// Which plugins are held to a version, and why.
+pub(crate) const PINS_KEY: &str = "cofferdam:pins";
+
+/// What is known of a plugin's versions.
+pub(crate) fn versions_key(plugin: &str) -> String {
+    format!("cofferdam:versions:{plugin}")
+}
+
+/// The files of a version.
+pub(crate) fn version_key(digest: &str) -> String {
+    format!("cofferdam:version:{digest}")
+}
+
 /// The reserved consumer of parked entries. The longest delay is part of its name, because an entry's due time is kept as
 /// its idle time counted back from it.
 pub fn retry_consumer() -> String {
