@@ -34,6 +34,7 @@ mod rolling;
 /// Power, memory, disk and clock of Redis, failing under load.
 mod storage;
 /// Arrows between crates, bans, guests without a test.
+mod testing;
 mod tidy;
 /// Faults planted by hand into what a host has done, and a system at work: what `verify` says of them.
 mod verify;

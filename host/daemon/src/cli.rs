@@ -58,6 +58,8 @@ pub(crate) enum Verb {
     Unpin(commands::rollback::UnpinArgs),
     /// Streams and their consumer groups: length, lag, pending, parked
     Streams(commands::streams::Args),
+    /// Run a plugin over its own cases and recorded logs, without a Redis
+    Test(commands::test::Args),
     /// What a plugin is and asks for, without running it
     Inspect(commands::inspect::Args),
     /// Dead letters: look, send back, discard

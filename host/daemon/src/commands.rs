@@ -22,6 +22,7 @@ pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod streams;
 pub(crate) mod tail;
+pub(crate) mod test;
 pub(crate) mod verify;
 
 /// The Redis that a verb talks to, and the running host that it was found by.

@@ -1,6 +1,7 @@
 //! The program: parse, load, run, exit code.
 
 mod apart;
+mod cases;
 mod cli;
 mod clock;
 mod commands;
@@ -9,7 +10,9 @@ mod embedded;
 mod exit;
 mod guard;
 mod host;
+mod json_lines;
 mod manifest;
+mod offline;
 mod quantity;
 mod redis_child;
 mod reload;
@@ -75,6 +78,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Rollback(args) => commands::rollback::run(&common, args).await,
         Verb::Unpin(args) => commands::rollback::unpin(&common, args).await,
         Verb::Streams(args) => commands::streams::run(&common, args).await,
+        Verb::Test(args) => commands::test::run(&common, args).await,
         Verb::Inspect(args) => commands::inspect::run(&common, args).await,
         Verb::Dlq(args) => commands::dlq::run(&common, args).await,
         Verb::Verify(args) => commands::verify::run(&common, args).await,

@@ -438,6 +438,11 @@ fn folder_files(dir: &Path, name: &str) -> Option<Files> {
     Some(Files { wasm: with("wasm")?, manifest: with("toml") })
 }
 
+/// The plugins of a folder, by name: what stands there, or why it cannot be read.
+pub(crate) fn candidates(dir: &Path) -> std::io::Result<Vec<(String, Result<Candidate, String>)>> {
+    Ok(scan(dir)?.into_iter().map(|(name, files)| (name.clone(), read(&name, &files))).collect())
+}
+
 /// Reads a plugin's files, each once and whole.
 fn read(name: &str, files: &Files) -> Result<Candidate, String> {
     let size = fs::metadata(&files.wasm).map_or(0, |meta| meta.len());

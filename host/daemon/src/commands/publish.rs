@@ -9,9 +9,7 @@
 //! they were written.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +20,6 @@ use cofferdam_model::route::{ENVELOPE_FIELDS, check_stream_name, is_reserved};
 use cofferdam_model::{EntryId, RouteError};
 use cofferdam_streams::codec::strict_json;
 use cofferdam_streams::{Remedy, Store, StreamError};
-use flate2::bufread::MultiGzDecoder;
 use indicatif::HumanCount;
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc;
@@ -31,15 +28,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::cli::Common;
 use crate::clock;
 use crate::exit::{Failed, Usage};
+use crate::json_lines::{JsonLines, Line, Refused};
 use crate::quantity::show_bytes;
-use crate::screen::{line, note, progress, safe, safe_cut};
+use crate::screen::{line, note, progress};
 
 /// Lines sent in one go: enough that the round trip does not count, few enough that a lost answer is soon looked up.
 const BATCH_LINES: usize = 500;
 /// Bytes sent in one go.
 const BATCH_BYTES: usize = 4 << 20;
-/// The longest line that is taken: far above any event, far below what Redis takes.
-const LINE_BYTES_MAX: usize = 16 << 20;
 /// Entries that are looked through for a batch whose answer was lost; other producers may have written as many meanwhile.
 const SEARCH_ENTRIES_MAX: usize = 100_000;
 /// First and longest pause after an error of Redis.
@@ -235,21 +231,6 @@ enum Item {
     Broken(anyhow::Error),
 }
 
-/// A line that is not published, and why.
-#[derive(Debug)]
-struct Refused {
-    file: String,
-    line: u64,
-    reason: String,
-    start: String,
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}; the line begins: {}", safe(&self.file), self.line, self.reason, self.start)
-    }
-}
-
 /// The files, in the hands of the reader thread. `pump` holds the other end of the channel.
 struct Inputs {
     files: Vec<PathBuf>,
@@ -276,106 +257,18 @@ impl Inputs {
 
     /// Reads one file to its end; `false` when nobody takes the lines any more.
     fn read_file(&self, file: &Path, lines: &mpsc::Sender<Item>) -> Result<bool> {
-        let name = if file.as_os_str() == "-" { String::from("(standard input)") } else { file.display().to_string() };
-        let mut input = self.open(file)?;
-        let mut buffer = Vec::new();
-        for number in 1.. {
-            buffer.clear();
-            if input.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut buffer)? == 0 {
-                break;
-            }
-            let item = if buffer.len() > LINE_BYTES_MAX && buffer.last() != Some(&b'\n') {
-                skip_line(&mut input)?;
-                Err(format!("it is longer than {LINE_BYTES_MAX} bytes"))
-            } else {
-                event_of(&buffer, number == 1)
-            };
-            let item = match item {
-                Ok(Some(text)) => Item::Event(text),
-                Ok(None) => Item::Skipped,
-                Err(reason) => {
-                    let start = String::from_utf8_lossy(buffer.get(..200).unwrap_or(&buffer));
-                    let start = safe_cut(start.trim_end(), 60);
-                    Item::Refused(Refused { file: name.clone(), line: number, reason, start })
-                }
+        let mut input = JsonLines::open(file, self.read.clone())?;
+        while let Some(found) = input.next()? {
+            let item = match found {
+                Line::Event(text) => Item::Event(text),
+                Line::Nothing => Item::Skipped,
+                Line::Refused(refused) => Item::Refused(refused),
             };
             if lines.blocking_send(item).is_err() {
                 return Ok(false);
             }
         }
         Ok(true)
-    }
-
-    fn open(&self, file: &Path) -> Result<Box<dyn BufRead>> {
-        let raw: Box<dyn Read> =
-            if file.as_os_str() == "-" { Box::new(std::io::stdin()) } else { Box::new(File::open(file)?) };
-        let mut input = BufReader::with_capacity(1 << 16, Counted { inner: raw, read: self.read.clone() });
-        // By its content and not by its name: rotated logs are packed under any name. What is no gzip passes untouched.
-        let packed = input.fill_buf()?.starts_with(&[0x1f, 0x8b]);
-        if packed {
-            Ok(Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(input))))
-        } else {
-            Ok(Box::new(input))
-        }
-    }
-}
-
-/// Passes over the rest of a line without keeping it.
-fn skip_line(input: &mut Box<dyn BufRead>) -> std::io::Result<()> {
-    loop {
-        let chunk = input.fill_buf()?;
-        let (length, end) = match chunk.iter().position(|byte| *byte == b'\n') {
-            Some(at) => (at + 1, true),
-            None => (chunk.len(), chunk.is_empty()),
-        };
-        input.consume(length);
-        if end {
-            return Ok(());
-        }
-    }
-}
-
-/// Counts what passes, for the progress bar.
-struct Counted<R> {
-    inner: R,
-    read: Arc<AtomicU64>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.read.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
-    }
-}
-
-/// The event of a line; `None` when it has none. A line that is JSON as it stands is not touched; only where it is not, the
-/// punctuation of a list around it is taken off.
-fn event_of(bytes: &[u8], first: bool) -> Result<Option<String>, String> {
-    let bytes = if first { bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes) } else { bytes };
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text.trim_matches([' ', '\t', '\r', '\n']),
-        Err(error) => return Err(format!("it is not UTF-8 (byte {})", error.valid_up_to() + 1)),
-    };
-    if matches!(text, "" | "[" | "]" | "," | "]," | "[]") {
-        return Ok(None);
-    }
-    let error = match strict_json(text) {
-        Ok(_) => return Ok(Some(text.to_owned())),
-        Err(error) => error,
-    };
-    let bare = |text: &str| text.trim_matches([' ', '\t']).to_owned();
-    let without_comma = bare(text.strip_suffix(',').unwrap_or(text));
-    let without_start = bare(without_comma.strip_prefix(['[', ',']).unwrap_or(&without_comma));
-    let without_end = bare(without_start.strip_suffix(']').unwrap_or(&without_start));
-    let found = [without_comma, without_start, without_end].into_iter().find(|text| strict_json(text).is_ok());
-    match found {
-        Some(text) => Ok(Some(text)),
-        // The parser counts lines within the text it was given, which is one line: only its column says something.
-        None if text == "{" => {
-            Err(String::from("one event must stand on one line; make it so with: jq -c '.[]? // .'"))
-        }
-        None => Err(format!("it is not JSON: {}", error.to_string().replace("at line 1 ", "at "))),
     }
 }
 
@@ -639,31 +532,6 @@ fn same_fields(ours: &Fields, theirs: &[(Vec<u8>, Vec<u8>)]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_that_is_json_is_not_touched() {
-        let text = r#"{"big": 1180591620717411303424, "nan": NaN}"#;
-        assert_eq!(event_of(text.as_bytes(), false).unwrap().as_deref(), Some(text));
-        assert_eq!(event_of(b"[1,2]\r\n", false).unwrap().as_deref(), Some("[1,2]"));
-        assert_eq!(event_of(b"\xef\xbb\xbf{}\n", true).unwrap().as_deref(), Some("{}"));
-    }
-
-    #[test]
-    fn the_punctuation_of_a_list_is_taken_off() {
-        for line in ["[{\"a\":[1]},", "{\"a\":[1]},", "{\"a\":[1]}]", " {\"a\":[1]} ,\r\n", ",{\"a\":[1]}"] {
-            assert_eq!(event_of(line.as_bytes(), false).unwrap().as_deref(), Some("{\"a\":[1]}"), "{line}");
-        }
-        for line in ["", "[", "]", ",", "\r\n", "],"] {
-            assert_eq!(event_of(line.as_bytes(), false).unwrap(), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_json_is_refused_with_the_reason() {
-        assert!(event_of(b"not json", false).unwrap_err().contains("not JSON"));
-        assert!(event_of(b"{\"a\": \"\xff\"}", false).unwrap_err().contains("not UTF-8"));
-        assert!(event_of(b"  {\n", false).unwrap_err().contains("one line"));
-    }
 
     #[test]
     fn a_priority_outside_one_to_four_is_none() {
