@@ -1,10 +1,12 @@
 //! What the user typed. What it means is the commands' affair.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
+use crate::jail::Bounds;
 
 /// Runs sandboxed WebAssembly handlers over Redis Streams: nothing is lost, doubled or let out.
 #[derive(Debug, Parser)]
@@ -64,5 +66,21 @@ pub(crate) enum Verb {
     Bench(commands::bench::Args),
     /// What a host starts to run a suspect in; not for people
     #[command(hide = true)]
-    RunApart,
+    RunApart(JailArgs),
+}
+
+/// What a child of this program is told of its jail.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct JailArgs {
+    #[arg(long)]
+    memory_bytes: u64,
+    #[arg(long)]
+    cpu_seconds: Option<u64>,
+}
+
+impl JailArgs {
+    /// The bounds that it enters with.
+    pub(crate) fn bounds(self) -> Bounds {
+        Bounds { memory_bytes: self.memory_bytes, cpu: self.cpu_seconds.map(Duration::from_secs) }
+    }
 }

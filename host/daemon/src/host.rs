@@ -29,7 +29,7 @@ const TRIM_EVERY: Duration = Duration::from_secs(15);
 /// Instances that exist at once, over all plugins. Address space is reserved for each, memory only for those in use.
 const INSTANCES_MAX: u32 = 256;
 /// The largest memory that an operator can grant.
-const MEMORY_BYTES_MAX: u64 = 1 << 30;
+pub(crate) const MEMORY_BYTES_MAX: u64 = 1 << 30;
 
 /// A running host.
 pub(crate) struct Host {

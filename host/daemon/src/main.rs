@@ -7,8 +7,10 @@ mod commands;
 mod config;
 mod embedded;
 mod exit;
+mod frames;
 mod guard;
 mod host;
+mod jail;
 mod manifest;
 mod quantity;
 mod redis_child;
@@ -76,7 +78,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Verify(args) => commands::verify::run(&common, args).await,
         Verb::Doctor(args) => commands::doctor::run(&common, args).await,
         Verb::Bench(args) => commands::bench::run(&common, args).await,
-        Verb::RunApart => apart::serve(),
+        Verb::RunApart(args) => apart::serve(&args.bounds()),
     }
 }
 
