@@ -15,6 +15,7 @@ mod documents;
 /// Another server in the place of Redis: promotion, Sentinel.
 mod failover;
 /// What becomes of a delivery: every outcome and fault, and what is left in Redis.
+mod formats;
 mod life;
 /// Bugs on purpose, each with the damage that it does: what the other tests would have to see.
 mod mutants;
@@ -36,6 +37,7 @@ mod storage;
 mod tidy;
 /// Faults planted by hand into what a host has done, and a system at work: what `verify` says of them.
 mod verify;
+mod versions;
 /// The ways in which files come into a watched folder.
 mod watching;
 /// The inherited wire format, byte for byte, in and out.

@@ -127,7 +127,8 @@ impl Apart {
             Some(process) => process,
             None => Process::start(version, wanted).map_err(|error| Fault::Host { text: format!("{error:#}") })?,
         };
-        let answered = process.ask(delivery, started_ms, version.limits.deadline + ANSWER_SPARE);
+        let attempt = delivery.attempt(&version.terms.forgiven);
+        let answered = process.ask(delivery, attempt, started_ms, version.limits.deadline + ANSWER_SPARE);
         match answered {
             Ok(report) => {
                 *place = Some(process);
@@ -161,8 +162,8 @@ impl Process {
         }
     }
 
-    fn ask(&mut self, delivery: &Delivery, started_ms: u64, patience: Duration) -> io::Result<Report> {
-        self.jailed.write(&json(&message_frame(delivery, started_ms)))?;
+    fn ask(&mut self, delivery: &Delivery, attempt: u32, started_ms: u64, patience: Duration) -> io::Result<Report> {
+        self.jailed.write(&json(&message_frame(delivery, attempt, started_ms)))?;
         let answer = self.jailed.read(patience)?;
         let frame: ReportFrame = serde_json::from_slice(&answer)?;
         Ok(frame.into())
@@ -239,7 +240,7 @@ fn plugin_frame(version: &Version) -> PluginFrame {
     }
 }
 
-fn message_frame(delivery: &Delivery, started_ms: u64) -> MessageFrame {
+fn message_frame(delivery: &Delivery, attempt: u32, started_ms: u64) -> MessageFrame {
     let message = &delivery.message;
     MessageFrame {
         id: message.id.to_string(),
@@ -251,7 +252,7 @@ fn message_frame(delivery: &Delivery, started_ms: u64) -> MessageFrame {
         producer_id: message.producer_id.clone(),
         key: message.key.clone(),
         attributes: message.attributes.clone(),
-        attempt: delivery.attempt(),
+        attempt,
         started_ms,
     }
 }

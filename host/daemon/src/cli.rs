@@ -52,6 +52,12 @@ pub(crate) enum Verb {
     Status(commands::status::Args),
     /// The plugins of the running hosts: versions, state, why one is not live
     Plugins(commands::plugins::Args),
+    /// The versions of a plugin: how each has fared, and what was done about them
+    History(commands::history::Args),
+    /// Run an earlier version of a plugin on every host, whatever stands in its folder
+    Rollback(commands::rollback::Args),
+    /// End a rollback: run what stands in the folder again
+    Unpin(commands::rollback::UnpinArgs),
     /// Streams and their consumer groups: length, lag, pending, parked
     Streams(commands::streams::Args),
     /// What a plugin is and asks for, without running it

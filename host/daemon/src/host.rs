@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use cofferdam_delivery::Bells;
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
 use cofferdam_sandbox::{Engine, EngineConfig};
-use cofferdam_streams::{HostReport, Store};
+use cofferdam_streams::{Format, HostReport, Store, StreamError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -20,6 +20,7 @@ use crate::redis_child::RedisChild;
 use crate::reload::Folder;
 use crate::run_file::RunFile;
 use crate::supervisor::Supervisor;
+use crate::versions::Versions;
 
 /// How often a host says that it lives, and how long that is believed.
 const REPORT_EVERY: Duration = Duration::from_secs(3);
@@ -67,6 +68,7 @@ impl Host {
         for warning in store.check().await? {
             tracing::warn!("{warning}");
         }
+        store.agree_on_format().await?;
         let engine = Engine::new(EngineConfig { instances_max: INSTANCES_MAX, memory_bytes_max: MEMORY_BYTES_MAX })?;
         let consumer: Arc<str> = format!("{}/{}", host_name(), uuid::Uuid::new_v4()).into();
         let bells = Arc::new(Bells::default());
@@ -74,11 +76,14 @@ impl Host {
         let supervisor =
             Arc::new(Supervisor::new(store.clone(), consumer.clone(), config.delivery, redis.is_some(), bells.clone()));
         let (stop, stopping) = watch::channel(false);
-        let folder = Folder::new(config.clone(), engine, supervisor.clone());
+        let versions = Arc::new(Versions::new(store.clone(), consumer.clone(), &config.data_dir));
+        // Before the folder is looked at: a pin outlives every restart.
+        versions.look().await?;
+        let folder = Folder::new(config.clone(), engine, supervisor.clone(), versions.clone());
         let tasks = vec![
             tokio::spawn(bells.run(store.clone())),
             tokio::spawn(folder.run(stopping.clone())),
-            tokio::spawn(report(store.clone(), consumer.clone(), supervisor.clone(), stopping.clone())),
+            tokio::spawn(report(store.clone(), consumer.clone(), supervisor.clone(), versions, stopping.clone())),
             tokio::spawn(trim(store.clone(), consumer.clone(), config.clone(), supervisor.clone(), stopping.clone())),
             tokio::spawn(guard(store.clone(), supervisor.clone(), config.clone(), stopping)),
         ];
@@ -134,7 +139,13 @@ fn host_name() -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).take(64).collect()
 }
 
-async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, mut stopping: watch::Receiver<bool>) {
+async fn report(
+    store: Store,
+    consumer: Arc<str>,
+    supervisor: Arc<Supervisor>,
+    versions: Arc<Versions>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let started_ms = clock::now_ms();
     let mut changes = supervisor.changes();
     loop {
@@ -142,6 +153,7 @@ async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, m
         let report = HostReport {
             consumer: consumer.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: Format::own().to_string(),
             pid: std::process::id(),
             started_ms,
             reported_ms: clock::now_ms(),
@@ -149,6 +161,16 @@ async fn report(store: Store, consumer: Arc<str>, supervisor: Arc<Supervisor>, m
         };
         if let Err(error) = store.report(&report, REPORT_LIVES).await {
             tracing::debug!(%error, "cannot report");
+        }
+        if let Err(error) = versions.look().await {
+            tracing::debug!(%error, "cannot look after versions");
+        }
+        match store.agree_on_format().await {
+            Err(error @ StreamError::Unsuitable { .. }) => {
+                tracing::error!(%error, "another host has changed the format")
+            }
+            Err(error) => tracing::debug!(%error, "cannot agree on the format"),
+            Ok(_) => {}
         }
         tokio::select! {
             () = tokio::time::sleep(REPORT_EVERY) => {}

@@ -20,6 +20,7 @@ mod runner;
 mod screen;
 mod supervisor;
 mod version;
+mod versions;
 
 use std::process::ExitCode;
 
@@ -72,6 +73,9 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Tail(args) => commands::tail::run(&common, args).await,
         Verb::Status(args) => commands::status::run(&common, args).await,
         Verb::Plugins(args) => commands::plugins::run(&common, args).await,
+        Verb::History(args) => commands::history::run(&common, args).await,
+        Verb::Rollback(args) => commands::rollback::run(&common, args).await,
+        Verb::Unpin(args) => commands::rollback::unpin(&common, args).await,
         Verb::Streams(args) => commands::streams::run(&common, args).await,
         Verb::Inspect(args) => commands::inspect::run(&common, args).await,
         Verb::Dlq(args) => commands::dlq::run(&common, args).await,

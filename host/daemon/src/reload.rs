@@ -11,14 +11,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cofferdam_streams::Pin;
+
 use cofferdam_sandbox::{Digest, Engine};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 
+use crate::clock;
+use crate::commands::deploy::short;
 use crate::config::Config;
 use crate::manifest::Manifest;
 use crate::supervisor::Supervisor;
 use crate::version::{Candidate, Refusal, Version, WASM_BYTES_MAX, admit};
+use crate::versions::Versions;
 
 /// After an event, so that a burst of them is one look.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -63,12 +68,25 @@ struct Memory {
     plugin: Option<String>,
 }
 
+/// What a pin says to a candidate.
+enum Held {
+    /// Nothing: it is the candidate's turn.
+    No,
+    /// Another version was put in its place; of the one that was found, by its digest, that is said.
+    Instead { found: String, text: String },
+    /// Whatever runs goes on.
+    Already { found: String, text: String },
+}
+
 /// Watches a folder for as long as the host lives.
 pub(crate) struct Folder {
     dir: PathBuf,
     config: Arc<Config>,
     engine: Engine,
     supervisor: Arc<Supervisor>,
+    versions: Arc<Versions>,
+    /// The pins that the last look went by.
+    pins: BTreeMap<String, Pin>,
     memory: BTreeMap<String, Memory>,
     /// Status files, by plugin: what was written last.
     written: BTreeMap<String, String>,
@@ -77,9 +95,15 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    pub(crate) fn new(config: Arc<Config>, engine: Engine, supervisor: Arc<Supervisor>) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        engine: Engine,
+        supervisor: Arc<Supervisor>,
+        versions: Arc<Versions>,
+    ) -> Self {
         let dir = config.plugins_dir.clone();
-        Folder { dir, config, engine, supervisor, memory: BTreeMap::new(), written: BTreeMap::new(), unreadable: false }
+        let (memory, written, pins) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Folder { dir, config, engine, supervisor, versions, pins, memory, written, unreadable: false }
     }
 
     /// Runs until `stop` is set.
@@ -87,6 +111,7 @@ impl Folder {
         let (hints, mut hinted) = mpsc::channel::<()>(1);
         let mut watcher = None;
         let mut watched = None;
+        let mut pins = self.versions.pins();
         loop {
             // A folder that was deleted and made again gives no event to a watcher of the old one.
             let now = fs::metadata(&self.dir).ok().map(|meta| (meta.dev(), meta.ino()));
@@ -98,6 +123,7 @@ impl Folder {
                 watcher = watch_folder(&self.dir, hints.clone());
                 watched = now;
             }
+            self.follow(&pins.borrow_and_update().clone());
             let settled = self.reconcile().await;
             self.write_status_files();
             let pause = if settled { LOOK_EVERY } else { LOOK_SOON };
@@ -107,9 +133,21 @@ impl Folder {
                     tokio::time::sleep(DEBOUNCE).await;
                     let _ = hinted.try_recv();
                 }
+                Ok(()) = pins.changed() => {}
                 changed = stop.changed() => if changed.is_err() || *stop.borrow() { return },
             }
         }
+    }
+
+    /// What a pin that came or went is about is looked at again, though its bytes are the same.
+    fn follow(&mut self, pins: &BTreeMap<String, Pin>) {
+        for memory in self.memory.values_mut() {
+            let changed = |plugin: &String| self.pins.get(plugin) != pins.get(plugin);
+            if memory.plugin.as_ref().is_some_and(changed) {
+                memory.tried = None;
+            }
+        }
+        self.pins.clone_from(pins);
     }
 
     /// Compares the folder with what is known of it. Gives back whether everything in it is settled.
@@ -198,7 +236,7 @@ impl Folder {
         true
     }
 
-    async fn admit(&mut self, name: &str, candidate: Candidate, has_manifest: bool) {
+    async fn admit(&mut self, name: &str, mut candidate: Candidate, has_manifest: bool) {
         let (engine, config) = (self.engine.clone(), self.config.clone());
         let live_before = |name: &str| self.supervisor.live_digest(name).is_some();
         if !has_manifest {
@@ -223,6 +261,11 @@ impl Folder {
             self.supervisor.note(&plugin_name, false, text, candidate_digest(&candidate));
             return;
         }
+        let held = match self.held(&plugin_name, &mut candidate).await {
+            Held::No => None,
+            Held::Instead { found, text } => Some((found, text)),
+            Held::Already { found, text } => return self.supervisor.note(&plugin_name, false, text, found),
+        };
         let parsed = Manifest::parse(&candidate.manifest, name);
         if let Some(text) = parsed.ok().and_then(|(manifest, _)| self.supervisor.conflict(&manifest)) {
             tracing::error!(plugin = plugin_name, "refused: {text}");
@@ -241,13 +284,47 @@ impl Folder {
             }
         };
         match admitted {
-            Ok(version) => self.install(name, version).await,
+            Ok(version) => {
+                let version = self.versions.adopt(version, &candidate).await;
+                self.install(name, version).await;
+                if let Some((found, text)) = held {
+                    self.supervisor.note(&plugin_name, false, text, found);
+                }
+            }
             Err(refusal) => {
                 let digest = candidate_digest(&candidate);
                 let kept = live_before(&plugin_name);
                 tracing::error!(plugin = plugin_name, step = refusal.step, kept, "refused: {}", refusal.text);
                 self.refuse(name, &plugin_name, &refusal, digest);
             }
+        }
+    }
+
+    /// Whether the plugin is held to another version than the one found, which then takes the candidate's place.
+    async fn held(&self, plugin: &str, candidate: &mut Candidate) -> Held {
+        if self.versions.pin(plugin).is_some()
+            && let Err(error) = self.versions.hear_pins().await
+        {
+            tracing::debug!(%error, "cannot ask for pins; the last known hold");
+        }
+        let found = candidate_digest(candidate);
+        let Some(pin) = self.versions.pin(plugin).filter(|pin| pin.digest != found) else { return Held::No };
+        let text = format!(
+            "held to version {} since {} by {}{}; what stands in the folder is not run. Let it run: cofferdam unpin {plugin}; or deploy a better one",
+            short(&pin.digest),
+            clock::short(pin.at_ms),
+            pin.by,
+            if pin.why.is_empty() { String::new() } else { format!(" ({})", pin.why) },
+        );
+        if self.supervisor.live_digest(plugin).is_some_and(|live| live == pin.digest) {
+            return Held::Already { found, text };
+        }
+        match self.versions.fetch(&pin.digest).await {
+            Ok(pinned) => {
+                *candidate = pinned;
+                Held::Instead { found, text }
+            }
+            Err(error) => Held::Already { found, text: format!("{text}. That version cannot be had here: {error:#}") },
         }
     }
 

@@ -11,7 +11,7 @@ use cofferdam_streams::Evidence;
 use crate::apart::Apart;
 use crate::clock;
 use crate::screen::safe;
-use crate::version::Seat;
+use crate::version::{Seat, Version};
 
 /// Results are handed back at least this often, so that a slow message does not hold up its neighbours' settle.
 const HAND_BACK_AFTER: Duration = Duration::from_millis(1);
@@ -77,9 +77,11 @@ fn run(slot: &mut Slot, seat: &Seat, mut job: Job) {
             return;
         }
         die_if_told(&delivery.message);
-        let call = Call { message: &delivery.message, attempt: delivery.attempt(), started_ms: clock::now_ms() };
+        let started_ms = clock::now_ms();
+        let attempt = delivery.attempt(&version.terms.forgiven);
+        let call = Call { message: &delivery.message, attempt, started_ms };
         let report = cofferdam_sandbox::invoke(&version.plugin, slot, &call);
-        finish(&mut job, &version.manifest.name, report, version.terms.clone());
+        finish(&mut job, &version, report, started_ms);
         if handed_back.elapsed() >= HAND_BACK_AFTER {
             handed_back = Instant::now();
             job.hand_back();
@@ -94,25 +96,35 @@ fn run_apart(process: &Apart, seat: &Seat, mut job: Job) {
         if job.is_stopping() {
             return;
         }
-        match process.run(&version, delivery, clock::now_ms()) {
-            Ok(report) => finish(&mut job, &version.manifest.name, report, version.terms.clone()),
-            Err(fault) => job.finish(Err(fault), Some(version.terms.clone()), Evidence::default()),
+        let started_ms = clock::now_ms();
+        match process.run(&version, delivery, started_ms) {
+            Ok(report) => finish(&mut job, &version, report, started_ms),
+            Err(fault) => {
+                version.fared.note(false);
+                let evidence = Evidence { started_ms: Some(started_ms), ..Evidence::default() };
+                job.finish(Err(fault), Some(version.terms.clone()), evidence);
+            }
         }
         job.hand_back();
     }
 }
 
-fn finish(job: &mut Job, plugin: &str, report: Report, terms: Arc<Terms>) {
+fn finish(job: &mut Job, version: &Version, report: Report, started_ms: u64) {
     let Some(delivery) = job.current() else { return };
-    log_lines(plugin, &delivery.message, &report.log);
+    log_lines(&version.manifest.name, &delivery.message, &report.log);
     let failed = !matches!(report.result, Ok(Outcome::Events(_)));
+    // What the host itself could not do says nothing of a version.
+    if !matches!(report.result, Err(Fault::Host { .. })) {
+        version.fared.note(!failed);
+    }
     let evidence = Evidence {
         took: report.took,
         memory_bytes: report.memory_bytes,
         backtrace: report.result.as_ref().err().and_then(Fault::backtrace).unwrap_or_default().to_owned(),
         log_tail: if failed { tail(&report.log) } else { String::new() },
+        started_ms: Some(started_ms),
     };
-    job.finish(report.result, Some(terms), evidence);
+    job.finish(report.result, Some(version.terms.clone()), evidence);
 }
 
 /// What a handler logs goes to the host's log, one line each, with the plugin and the message.

@@ -50,6 +50,15 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// The user and the machine, for the operator log.
+pub(crate) fn who() -> String {
+    let user = crate::config::environment("USER").or_else(|| crate::config::environment("LOGNAME"));
+    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::geteuid().as_raw()));
+    let host =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| crate::config::environment("HOSTNAME"));
+    format!("{user}@{}", host.as_deref().map_or("?", str::trim))
+}
+
 /// A plain table that fits the terminal.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();

@@ -10,6 +10,7 @@ use cofferdam_streams::VersionStamp;
 
 use crate::config::Config;
 use crate::manifest::Manifest;
+use crate::versions::Tried;
 
 /// A plugin as it was found: bytes read once, and hashed as read.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct Version {
     /// Its code, for the process that suspects run in.
     pub(crate) wasm: Arc<[u8]>,
     pub(crate) plugin: Arc<Plugin>,
+    /// How its deliveries end on this host.
+    pub(crate) fared: Arc<Tried>,
 }
 
 /// Why a candidate may not run.
@@ -92,9 +95,20 @@ pub(crate) fn admit(engine: &Engine, config: &Config, candidate: &Candidate) -> 
         route: manifest.route.clone(),
     };
     let plugin = Plugin::load(engine, &candidate.wasm, spec).map_err(|error| refuse("load", error))?;
-    let terms =
-        Terms { stamp: Arc::new(stamp), retry: manifest.retry, message_bytes_max: manifest.limits.message_bytes };
-    Ok(Version { manifest, terms: Arc::new(terms), limits, wasm: candidate.wasm.clone(), plugin: Arc::new(plugin) })
+    let terms = Terms {
+        stamp: Arc::new(stamp),
+        retry: manifest.retry,
+        message_bytes_max: manifest.limits.message_bytes,
+        forgiven: Vec::new(),
+    };
+    Ok(Version {
+        manifest,
+        terms: Arc::new(terms),
+        limits,
+        wasm: candidate.wasm.clone(),
+        plugin: Arc::new(plugin),
+        fared: Arc::default(),
+    })
 }
 
 /// The smaller of what the manifest requests and what the operator grants; a stream or a mode that is not granted is refused.

@@ -105,8 +105,8 @@ pub(crate) fn judge(ran: Ran, terms: &Arc<Terms>, breaker_open: bool, jitter: f6
     let terms = ran.terms.as_ref().unwrap_or(terms);
     let from_token = || u32::try_from(ran.delivery.token.0).unwrap_or(u32::MAX);
     let situation = Situation {
-        attempt: if planted("attempts-from-token") { from_token() } else { ran.delivery.attempt() },
-        deaths: ran.delivery.deaths(),
+        attempt: if planted("attempts-from-token") { from_token() } else { ran.delivery.attempt(&terms.forgiven) },
+        deaths: ran.delivery.deaths(&terms.forgiven),
         host: ran.host,
         breaker_open,
         jitter,

@@ -18,6 +18,8 @@ pub struct Terms {
     pub retry: RetryPolicy,
     /// The largest entry that it is given, in bytes.
     pub message_bytes_max: u64,
+    /// Digests of versions that were rolled back: what failed under them is not charged to the message.
+    pub forgiven: Vec<String>,
 }
 
 /// Whoever runs deliveries. None of its methods waits.

@@ -105,6 +105,9 @@ pub struct Attempt {
     pub took: Duration,
     /// The guest's linear memory at its end, in bytes.
     pub memory_bytes: u64,
+    /// When it began, in milliseconds since 1970: what the guest's clock said at its start. Unknown of attempts that hosts of
+    /// format 1.0 recorded, and of those that no code ran in.
+    pub started_ms: Option<u64>,
 }
 
 /// A delivery that will not be tried again, with the evidence. The original entry's fields are copied beside it by the

@@ -15,7 +15,7 @@
 //!                    Commit · RetryAfter · DeadLetter · Release · LeavePending ◀┘
 //! ```
 //!
-//! Read in this order: [`message`], [`outcome`], [`policy`], [`verdict`], [`breaker`], [`dead_letter`], [`route`], [`invariants`].
+//! Read in this order: [`message`], [`outcome`], [`policy`], [`verdict`], [`breaker`], [`dead_letter`], [`route`], [`trial`], [`invariants`].
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -29,6 +29,7 @@ pub mod message;
 pub mod outcome;
 pub mod policy;
 pub mod route;
+pub mod trial;
 pub mod verdict;
 
 pub use breaker::Breaker;

@@ -6,6 +6,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::ReasonCode;
+
 /// The id of an entry in its stream: milliseconds and a sequence number, in the order that Redis compares them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId {
@@ -126,16 +128,21 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Which charged try this is: 1 for the first. Deaths of the process that ran it are counted apart.
-    pub fn attempt(&self) -> u32 {
-        let charged = self.attempts.len() - self.deaths() as usize;
-        u32::try_from(charged).unwrap_or(u32::MAX).saturating_add(1)
+    /// Which charged try this is: 1 for the first. Deaths of the process that ran it are counted apart, and what it went through
+    /// under the versions in `forgiven` is charged to them and not to the message.
+    pub fn attempt(&self, forgiven: &[String]) -> u32 {
+        self.count(forgiven, |code| code != ReasonCode::HostCrashes).saturating_add(1)
     }
 
     /// How often a process has died that ran this message and nothing else: evidence against it alone.
-    pub fn deaths(&self) -> u32 {
-        let deaths = self.attempts.iter().filter(|attempt| attempt.code == crate::ReasonCode::HostCrashes).count();
-        u32::try_from(deaths).unwrap_or(u32::MAX)
+    pub fn deaths(&self, forgiven: &[String]) -> u32 {
+        self.count(forgiven, |code| code == ReasonCode::HostCrashes)
+    }
+
+    fn count(&self, forgiven: &[String], counts: impl Fn(ReasonCode) -> bool) -> u32 {
+        let charged =
+            self.attempts.iter().filter(|attempt| counts(attempt.code) && !forgiven.contains(&attempt.digest));
+        u32::try_from(charged.count()).unwrap_or(u32::MAX)
     }
 
     /// Claims that neither an attempt nor a release explains: hosts that held it, with whatever else, and fell silent.
@@ -145,7 +152,7 @@ impl Delivery {
 
     /// Whether it may be what killed a process before: then it runs apart, where its death harms nobody.
     pub fn is_suspect(&self) -> bool {
-        self.silent_hosts() > 0 || self.deaths() > 0
+        self.silent_hosts() > 0 || self.deaths(&[]) > 0
     }
 }
 

@@ -153,6 +153,7 @@ impl Host {
                     crashes: CRASHES,
                 },
                 message_bytes_max: 1 << 20,
+                forgiven: Vec::new(),
             });
             let runner = Arc::new(Scripted {
                 life: life.clone(),
@@ -332,7 +333,7 @@ async fn run(mut job: Job, downstream: &Downstream, terms: &Arc<Terms>, dies: im
         let result = match order.get("do").and_then(serde_json::Value::as_str).unwrap_or_default() {
             _ if downstream.is_down() => Ok(Outcome::Retry { reason: "downstream is down".into(), after: None }),
             "emit" => Ok(Outcome::Events((0..number("n")).map(|index| event(delivery, index)).collect())),
-            "fail" if u64::from(delivery.attempt()) < number("n") => {
+            "fail" if u64::from(delivery.attempt(&terms.forgiven)) < number("n") => {
                 Err(Fault::Trap { text: "as told".into(), backtrace: String::new() })
             }
             "fail" => Ok(Outcome::Events(vec![event(delivery, 0)])),

@@ -4,14 +4,25 @@ use std::sync::Arc;
 
 use cofferdam_model::policy::DELAY_MS_MAX;
 
-/// The format version of everything we write under `cofferdam:`, as `major.minor`.
-pub(crate) const FORMAT: &str = "1.0";
-/// Where the format version stands.
+/// Where the format version of everything we write under `cofferdam:` stands, as `major.minor`.
 pub(crate) const FORMAT_KEY: &str = "cofferdam:format";
 /// How many entries hosts have trimmed away, by stream: what else is gone, somebody else took.
 pub(crate) const TRIMMED_KEY: &str = "cofferdam:trimmed";
 /// The prefix of the reports of live hosts.
 pub(crate) const HOST_PREFIX: &str = "cofferdam:host:";
+
+/// Which plugins are held to a version, and why.
+pub(crate) const PINS_KEY: &str = "cofferdam:pins";
+
+/// What is known of a plugin's versions.
+pub(crate) fn versions_key(plugin: &str) -> String {
+    format!("cofferdam:versions:{plugin}")
+}
+
+/// The files of a version.
+pub(crate) fn version_key(digest: &str) -> String {
+    format!("cofferdam:version:{digest}")
+}
 
 /// The reserved consumer of parked entries. The longest delay is part of its name, because an entry's due time is kept as
 /// its idle time counted back from it.

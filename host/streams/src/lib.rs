@@ -14,11 +14,13 @@ pub mod codec;
 pub mod dead_letters;
 mod error;
 mod fetch;
+mod format;
 mod group;
 mod keys;
 mod ledger;
 mod link;
 mod mutants;
+mod operator_log;
 mod presence;
 mod record;
 mod reply;
@@ -28,22 +30,26 @@ mod settle;
 mod store;
 mod survey;
 mod trim;
+mod versions;
 
 pub use audit::{Audit, Rescued};
 pub use codec::{Codec, Decoded, RawEntry, Subscription, WhereRule, decode};
 pub use error::{Remedy, StreamError};
 pub use fetch::{ConsumerInfo, Doorbell, Look, Suspect, TakeFor, Taken, Watched};
+pub use format::Format;
 pub use group::{Ensured, GroupInfo, Start};
 pub use keys::{LaneKeys, redrive_stream, retry_consumer};
 pub use ledger::{Ledger, Tally};
 pub use link::{Link, Opening, Server};
 pub use mutants::{MUTANTS, planted};
+pub use operator_log::Act;
 pub use presence::HostReport;
 pub use record::read as read_record;
 pub use settle::{Decided, Evidence, Holding, SettleContext, Settled, VersionStamp, output_id};
 pub use store::{ServerFacts, Store};
 pub use survey::{Cut, LaneFacts, PendingEntry, Seen, SeenPage, StreamFacts};
 pub use trim::{Retention, Trimmed};
+pub use versions::{Pin, VersionFacts, VersionFiles};
 
 /// The Lua scripts as they are sent, by name: for comparing a model of a server with a real one.
 pub fn script_texts() -> Vec<(&'static str, String)> {

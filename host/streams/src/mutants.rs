@@ -52,6 +52,20 @@ pub fn planted(name: &str) -> bool {
     *CHOSEN == name
 }
 
+/// The older format that this program is to have, by `COFFERDAM_FORMAT`: how two versions of a host meet in a test.
+#[cfg(feature = "mutants")]
+#[allow(clippy::disallowed_methods, reason = "a test-only build chooses its format by the environment")]
+pub(crate) fn older_format() -> Option<crate::Format> {
+    std::env::var("COFFERDAM_FORMAT").ok()?.parse().ok()
+}
+
+/// Whether the format that older hosts know is to be ignored, by `COFFERDAM_FORMAT_IGNORED`.
+#[cfg(feature = "mutants")]
+#[allow(clippy::disallowed_methods, reason = "a test-only build chooses its bug by the environment")]
+pub(crate) fn writes_newest() -> bool {
+    std::env::var_os("COFFERDAM_FORMAT_IGNORED").is_some()
+}
+
 /// A script with the bugs that lie in its text: mutant, script, what must be there, and what stands there instead.
 #[cfg(feature = "mutants")]
 const REPLACED: [(&str, &str, &str, &str); 7] = [

@@ -14,6 +14,9 @@ pub struct HostReport {
     pub consumer: String,
     /// Its program's version.
     pub version: String,
+    /// The format that it would write if it were alone; hosts of format 1.0 did not say.
+    #[serde(default = "first_format")]
+    pub format: String,
     /// Its process id.
     pub pid: u32,
     /// Since when, in milliseconds since 1970.
@@ -22,6 +25,10 @@ pub struct HostReport {
     pub reported_ms: u64,
     /// Its plugins, as the daemon describes them.
     pub plugins: serde_json::Value,
+}
+
+fn first_format() -> String {
+    String::from("1.0")
 }
 
 impl Store {

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use cofferdam_model::dead_letter::{TEXT_BYTES_MAX, truncated};
 use cofferdam_model::{Attempt, ReasonCode};
 
+use crate::Format;
+
 /// One charged attempt, as stored.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct StoredAttempt {
@@ -17,10 +19,13 @@ pub(crate) struct StoredAttempt {
     text: String,
     took_us: u64,
     memory_bytes: u64,
+    /// Since format 1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    started_ms: Option<u64>,
 }
 
-impl From<&Attempt> for StoredAttempt {
-    fn from(attempt: &Attempt) -> Self {
+impl StoredAttempt {
+    fn new(attempt: &Attempt, format: Format) -> Self {
         StoredAttempt {
             at_ms: attempt.at_ms,
             host: attempt.host.clone(),
@@ -29,6 +34,7 @@ impl From<&Attempt> for StoredAttempt {
             text: truncated(&attempt.text, TEXT_BYTES_MAX),
             took_us: u64::try_from(attempt.took.as_micros()).unwrap_or(u64::MAX),
             memory_bytes: attempt.memory_bytes,
+            started_ms: attempt.started_ms.filter(|_| format.has_start()),
         }
     }
 }
@@ -44,6 +50,7 @@ impl From<StoredAttempt> for Attempt {
             text: stored.text,
             took: Duration::from_micros(stored.took_us),
             memory_bytes: stored.memory_bytes,
+            started_ms: stored.started_ms,
         }
     }
 }
@@ -56,8 +63,8 @@ struct Stored {
 }
 
 /// Writes a record.
-pub(crate) fn write(attempts: &[Attempt], releases: u32) -> String {
-    let stored = Stored { attempts: attempts.iter().map(StoredAttempt::from).collect(), releases };
+pub(crate) fn write(attempts: &[Attempt], releases: u32, format: Format) -> String {
+    let stored = Stored { attempts: stored(attempts, format), releases };
     serde_json::to_string(&stored).expect("strings and numbers always serialize")
 }
 
@@ -68,10 +75,13 @@ pub fn read(text: &str) -> (Vec<Attempt>, u32) {
     (stored.attempts.into_iter().map(Attempt::from).collect(), stored.releases)
 }
 
+fn stored(attempts: &[Attempt], format: Format) -> Vec<StoredAttempt> {
+    attempts.iter().map(|attempt| StoredAttempt::new(attempt, format)).collect()
+}
+
 /// The attempts of a dead letter, as a JSON list.
-pub(crate) fn write_attempts(attempts: &[Attempt]) -> String {
-    let stored: Vec<StoredAttempt> = attempts.iter().map(StoredAttempt::from).collect();
-    serde_json::to_string(&stored).expect("strings and numbers always serialize")
+pub(crate) fn write_attempts(attempts: &[Attempt], format: Format) -> String {
+    serde_json::to_string(&stored(attempts, format)).expect("strings and numbers always serialize")
 }
 
 #[cfg(test)]
@@ -88,8 +98,12 @@ mod tests {
             text: "boom".into(),
             took: Duration::from_micros(7),
             memory_bytes: 9,
+            started_ms: Some(4),
         };
-        assert_eq!(read(&write(std::slice::from_ref(&attempt), 2)), (vec![attempt], 2));
+        let written = |minor| read(&write(std::slice::from_ref(&attempt), 2, Format { major: 1, minor }));
+        assert_eq!(written(1), (vec![attempt.clone()], 2));
+        let without = Attempt { started_ms: None, ..attempt.clone() };
+        assert_eq!(written(0), (vec![without], 2), "a host of format 1.0 does not know when an attempt began");
         assert_eq!(read(""), (vec![], 0));
         assert_eq!(read("{not json"), (vec![], 0));
     }

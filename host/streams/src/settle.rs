@@ -18,7 +18,7 @@ use cofferdam_model::{Attempt, Delivery, EntryId, Event, ReasonCode, Token, Verd
 
 use crate::fetch::SCAN_MAX;
 use crate::reply::Reply;
-use crate::{LaneKeys, Store, StreamError, record, retry_consumer};
+use crate::{Format, LaneKeys, Store, StreamError, record, retry_consumer};
 
 /// Which version of a plugin ran, as its outputs and its dead letters say.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Evidence {
     pub backtrace: String,
     /// The last lines it logged.
     pub log_tail: String,
+    /// When it began, in milliseconds since 1970; `None` when it never ran here.
+    pub started_ms: Option<u64>,
 }
 
 /// A delivery with its verdict: what a settle carries out.
@@ -239,7 +241,7 @@ impl Store {
                 }
                 Verdict::DeadLetter { code, text } => {
                     call.arg(-1);
-                    write_dead_letter(&mut call, cx, decided, *code, text);
+                    write_dead_letter(&mut call, cx, decided, *code, text, self.format());
                 }
                 Verdict::RetryAfter { .. } | Verdict::Release { .. } | Verdict::LeavePending => {}
             }
@@ -275,10 +277,14 @@ impl Store {
                     let mut attempts = delivery.attempts.clone();
                     attempts.push(attempt(cx, decided, *code, text));
                     let kind = if *code == ReasonCode::HostCrashes { "crashed" } else { "retried" };
-                    call.arg(delay_ms(*delay)).arg(kind).arg(record::write(&attempts, delivery.releases));
+                    call.arg(delay_ms(*delay)).arg(kind).arg(record::write(
+                        &attempts,
+                        delivery.releases,
+                        self.format(),
+                    ));
                 }
                 Verdict::Release { delay } => {
-                    let past = record::write(&delivery.attempts, delivery.releases + 1);
+                    let past = record::write(&delivery.attempts, delivery.releases + 1, self.format());
                     call.arg(delay_ms(*delay)).arg("released").arg(past);
                 }
                 Verdict::Commit { .. } | Verdict::DeadLetter { .. } | Verdict::LeavePending => {
@@ -328,7 +334,7 @@ impl Store {
         for part in held.chunks(GIVE_BACK_MAX) {
             let mut call = self.park_call(cx, part.len());
             for one in part {
-                let past = record::write(&one.attempts, one.releases + 1);
+                let past = record::write(&one.attempts, one.releases + 1, self.format());
                 call.arg(one.entry.to_string()).arg(one.token.0).arg(0).arg("released").arg(past);
             }
             let codes = self.send_park(&call, part.len()).await?;
@@ -425,6 +431,7 @@ fn attempt(cx: &SettleContext<'_>, decided: &Decided, code: ReasonCode, text: &s
         text: truncated(text, TEXT_BYTES_MAX),
         took: decided.evidence.took,
         memory_bytes: decided.evidence.memory_bytes,
+        started_ms: decided.evidence.started_ms,
     }
 }
 
@@ -466,7 +473,14 @@ fn write_event(
     }
 }
 
-fn write_dead_letter(call: &mut Cmd, cx: &SettleContext<'_>, decided: &Decided, code: ReasonCode, text: &str) {
+fn write_dead_letter(
+    call: &mut Cmd,
+    cx: &SettleContext<'_>,
+    decided: &Decided,
+    code: ReasonCode,
+    text: &str,
+    format: Format,
+) {
     let delivery = &decided.delivery;
     let message = &delivery.message;
     let mut attempts = delivery.attempts.clone();
@@ -508,7 +522,7 @@ fn write_dead_letter(call: &mut Cmd, cx: &SettleContext<'_>, decided: &Decided, 
         ("digest", decided.version.digest.clone()),
         ("code", code.to_string()),
         ("reason", reason),
-        ("attempts", record::write_attempts(&attempts)),
+        ("attempts", record::write_attempts(&attempts, format)),
         ("trap", truncated(&decided.evidence.backtrace, TRAP_BYTES_MAX)),
         ("log_tail", truncated(&decided.evidence.log_tail, LOG_TAIL_BYTES_MAX)),
         ("redrives", delivery.redrives.to_string()),

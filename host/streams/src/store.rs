@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::StreamError;
-use crate::keys::{FORMAT, FORMAT_KEY};
+use crate::format::Written;
 use crate::link::{Link, RedisServer, Server, Through};
 use crate::reply::Reply;
 use crate::scripts::Scripts;
@@ -39,6 +39,7 @@ pub struct Store {
     pub(crate) writes: Arc<dyn Link>,
     server: Arc<dyn Server>,
     pub(crate) scripts: Arc<Scripts>,
+    pub(crate) written: Written,
 }
 
 impl std::fmt::Debug for Store {
@@ -67,7 +68,7 @@ impl Store {
     /// Whatever opening a connection gives.
     pub async fn open(server: Arc<dyn Server>) -> Result<Self, StreamError> {
         let (reads, writes) = (server.open().await?, server.open().await?);
-        Ok(Store { reads, writes, server, scripts: Scripts::shared() })
+        Ok(Store { reads, writes, server, scripts: Scripts::shared(), written: Written::own() })
     }
 
     /// Where this store is, for people.
@@ -169,20 +170,6 @@ impl Store {
             warnings.push(String::from("this user may not read CONFIG: make sure that maxmemory-policy is noeviction"));
         }
         Ok(warnings)
-    }
-
-    async fn check_format(&self) -> Result<(), StreamError> {
-        let mut pipe = redis::pipe();
-        pipe.cmd("SETNX").arg(FORMAT_KEY).arg(FORMAT).ignore().cmd("GET").arg(FORMAT_KEY);
-        let (found,): (String,) = self.pipeline(&pipe).await?;
-        let major = |text: &str| text.split('.').next().and_then(|part| part.parse::<u32>().ok());
-        if major(&found) == major(FORMAT) {
-            return Ok(());
-        }
-        Err(StreamError::Unsuitable {
-            problem: format!("the data in this Redis have format {found}, and this is Cofferdam for format {FORMAT}"),
-            mend: String::from("use the Cofferdam version that wrote them, or another Redis database"),
-        })
     }
 
     /// What kind of key this is: `stream`, `none`, or something that no event can be written to.

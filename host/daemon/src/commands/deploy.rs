@@ -51,6 +51,8 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let (name, digest) = check(&found.config, &candidate)?;
     let started = Instant::now();
     place(&host.plugins, &name, &candidate)?;
+    // Whoever deploys wants this to run, whatever was held before.
+    crate::commands::rollback::release(&found.store, &name, "deploy", "").await?;
     let hosts = wait(&found.store, &name, &digest, args.wait).await?;
     if common.json {
         screen::line(&serde_json::json!({"plugin": name, "digest": digest, "hosts": hosts}).to_string());
@@ -61,7 +63,7 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     Ok(())
 }
 
-fn plural(count: usize) -> &'static str {
+pub(crate) fn plural(count: usize) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 

@@ -17,10 +17,9 @@ use super::streams::age;
 use super::tail::{fields_json, fields_lines, terminal_width};
 use crate::cli::Common;
 use crate::clock;
-use crate::config::environment;
 use crate::exit::{Failed, Usage};
 use crate::quantity::{When, show_bytes, when_argument};
-use crate::screen::{line, note, progress, safe, safe_cut, table};
+use crate::screen::{line, note, progress, safe, safe_cut, table, who};
 
 /// Letters of one read: each may carry a payload of a megabyte.
 const PAGE: usize = 200;
@@ -64,6 +63,9 @@ struct Filter {
     /// Only of this consumer group
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
+    /// Only of the version whose digest begins so
+    #[arg(long = "digest", value_name = "DIGEST")]
+    digest: Option<String>,
     /// Only since: an age (-10m), a time (2026-11-24T08:00:00Z) or a dead letter's id
     #[arg(long, value_name = "WHEN", value_parser = when_argument, allow_hyphen_values = true)]
     since: Option<When>,
@@ -92,10 +94,10 @@ struct ShowArgs {
 }
 
 /// The letters that an act is about.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 struct Chosen {
     /// Ids of dead letters
-    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with_all = ["all", "plugin", "stream", "code", "group", "since"])]
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with_all = ["all", "plugin", "stream", "code", "group", "digest", "since"])]
     ids: Vec<EntryId>,
     /// All that the filters let through, the oldest first
     #[arg(long)]
@@ -157,6 +159,7 @@ impl Filter {
             && is(&self.stream, &letter.original_stream)
             && is(&self.code, &letter.code)
             && is(&self.group, &letter.group)
+            && self.digest.as_deref().is_none_or(|wanted| letter.digest.starts_with(wanted))
     }
 
     fn first(&self) -> EntryId {
@@ -490,6 +493,15 @@ async fn discard(common: &Common, store: &Store, args: &DiscardArgs) -> Result<(
     report(common, &args.chosen, &Doing::Discard, &outcome)
 }
 
+/// Sends back what a version of a plugin has dead-lettered; how many letters that were.
+pub(crate) async fn send_back(store: &Store, plugin: &str, digest: &str, reason: &str) -> Result<u64> {
+    let filter = Filter { plugin: Some(plugin.to_owned()), digest: Some(digest.to_owned()), ..Filter::default() };
+    let reason = if reason.is_empty() { "its version was rolled back" } else { reason };
+    let chosen = Chosen { all: true, filter, yes: true, reason: reason.to_owned(), ..Chosen::default() };
+    let doing = Doing::Redrive { to: None };
+    Ok(act(store, &chosen, &doing, None).await?.acts)
+}
+
 /// Does it, letter by letter: each is its own atomic step, so an interrupted act has done whole letters only.
 async fn act(store: &Store, chosen: &Chosen, doing: &Doing<'_>, rate: Option<u32>) -> Result<Outcome> {
     confirm(store, chosen, doing).await?;
@@ -628,14 +640,6 @@ async fn confirm(store: &Store, chosen: &Chosen, doing: &Doing<'_>) -> Result<()
         bail!(Failed(String::from("nothing was done")));
     }
     Ok(())
-}
-
-/// The user and the machine, for the operator log.
-fn who() -> String {
-    let user = environment("USER").or_else(|| environment("LOGNAME"));
-    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::geteuid().as_raw()));
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| environment("HOSTNAME"));
-    format!("{user}@{}", host.as_deref().map_or("?", str::trim))
 }
 
 fn report(common: &Common, chosen: &Chosen, doing: &Doing<'_>, outcome: &Outcome) -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
-use cofferdam_streams::{ServerFacts, Store, StreamError};
+use cofferdam_streams::{Format, ServerFacts, Store, StreamError};
 use indicatif::HumanCount;
 use serde_json::json;
 
@@ -475,18 +475,13 @@ async fn permissions(findings: &mut Findings, store: &Store) {
 async fn format(findings: &mut Findings, store: &Store) -> Result<(), StreamError> {
     // Only looked at: a doctor leaves no mark.
     let found: Option<String> = store.query(redis::cmd("GET").arg("cofferdam:format")).await?;
-    match found.as_deref().map(|found| (found, found.split('.').next())) {
+    match found {
         None => findings.ok("format", "no host has used this Redis yet"),
-        Some((found, Some("1"))) => findings.ok("format", found),
-        Some((found, _)) => {
-            let detail = format!("the data here have format {found}, and this program knows 1");
-            findings.add(
-                Health::Fail,
-                "format",
-                detail,
-                "use the Cofferdam version that wrote them, or another Redis database",
-            );
-        }
+        Some(found) => match Format::own().check(&found) {
+            Ok(()) => findings.ok("format", found),
+            Err(StreamError::Unsuitable { problem, mend }) => findings.add(Health::Fail, "format", problem, mend),
+            Err(error) => return Err(error),
+        },
     }
     Ok(())
 }

@@ -1,0 +1,146 @@
+//! `cofferdam history`: the versions of a plugin, how each has fared over all hosts, and what was done about them.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use cofferdam_model::route::OPERATOR_LOG_STREAM;
+use cofferdam_streams::{RawEntry, Store, VersionFacts};
+use indicatif::HumanCount;
+use serde_json::{Value as Json, json};
+
+use crate::cli::Common;
+use crate::clock;
+use crate::commands::deploy::short;
+use crate::commands::find;
+use crate::exit::Failed;
+use crate::quantity::show_bytes;
+use crate::screen::{line, safe, safe_cut, table};
+use crate::supervisor::PluginReport;
+
+/// Acts that are shown, the newest ones.
+const ACTS: usize = 20;
+/// Entries of the operator log that are looked through for them.
+const LOG_ENTRIES: usize = 5_000;
+
+/// Flags of `history`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The plugin
+    #[arg(value_name = "PLUGIN")]
+    plugin: String,
+}
+
+pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
+    let store = find(common).await?.store;
+    let plugin = args.plugin.as_str();
+    let known = store.versions(plugin).await?;
+    if known.is_empty() {
+        bail!(Failed(format!("no host has run a plugin {plugin:?}; those that are known: cofferdam plugins")));
+    }
+    let pin = store.pins().await?.remove(plugin);
+    let running = running(&store, plugin).await?;
+    let acts = acts(&store, plugin).await?;
+    let state = |facts: &VersionFacts| {
+        let hosts = running.get(&facts.digest).copied().unwrap_or(0);
+        let mut words = Vec::new();
+        if hosts > 0 {
+            words.push(format!("runs on {hosts}"));
+        }
+        if pin.as_ref().is_some_and(|pin| pin.digest == facts.digest) {
+            words.push(String::from("pinned"));
+        }
+        if !facts.bad.is_empty() {
+            words.push(String::from("rolled back"));
+        }
+        words.join(", ")
+    };
+    if common.json {
+        let versions: Vec<Json> = known
+            .iter()
+            .map(|facts| {
+                let hosts = running.get(&facts.digest).copied().unwrap_or(0);
+                let mut row = serde_json::to_value(facts).unwrap_or_default();
+                row.as_object_mut().into_iter().for_each(|row| _ = row.insert("hosts".into(), json!(hosts)));
+                row
+            })
+            .collect();
+        line(&serde_json::to_string_pretty(
+            &json!({"plugin": plugin, "versions": versions, "pin": pin, "acts": acts}),
+        )?);
+        return Ok(());
+    }
+    let mut rows = table(&["version", "first live", "size", "handled", "failed", "state"]);
+    for facts in &known {
+        let share = if facts.fared().total() > 0 {
+            format!(" ({:.1} %)", 100.0 * facts.failed as f64 / facts.fared().total() as f64)
+        } else {
+            String::new()
+        };
+        rows.add_row([
+            short(&facts.digest).to_owned(),
+            clock::short(facts.first_ms),
+            show_bytes(facts.bytes),
+            HumanCount(facts.fared().total()).to_string(),
+            format!("{}{share}", HumanCount(facts.failed)),
+            state(facts),
+        ]);
+    }
+    line(&rows.to_string());
+    for facts in known.iter().filter(|facts| !facts.bad.is_empty()) {
+        line(&format!("\n{} was rolled back: {}", short(&facts.digest), safe(&facts.bad)));
+    }
+    if let Some(pin) = &pin {
+        line(&format!(
+            "\npinned to {} by {}; end that: cofferdam unpin {}",
+            short(&pin.digest),
+            safe(&pin.by),
+            safe(plugin)
+        ));
+    }
+    if !acts.is_empty() {
+        line("");
+        let mut rows = table(&["when", "who", "did", "what", "why"]);
+        for act in &acts {
+            let of = |name: &str| act.get(name).and_then(Json::as_str).unwrap_or_default();
+            rows.add_row([
+                of("at").get(..19).unwrap_or_default().replace('T', " "),
+                safe_cut(of("who"), 32),
+                safe(of("verb")),
+                safe_cut(of("what"), 80),
+                safe_cut(of("why"), 80),
+            ]);
+        }
+        line(&rows.to_string());
+    }
+    Ok(())
+}
+
+/// On how many hosts each version runs, by digest.
+async fn running(store: &Store, plugin: &str) -> Result<BTreeMap<String, usize>> {
+    let mut running = BTreeMap::new();
+    for host in store.hosts().await? {
+        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+        for report in reports.into_iter().filter(|report| report.name == plugin && !report.digest.is_empty()) {
+            *running.entry(report.digest).or_default() += 1;
+        }
+    }
+    Ok(running)
+}
+
+/// What people and hosts have done about a plugin's versions, the newest first.
+async fn acts(store: &Store, plugin: &str) -> Result<Vec<Json>> {
+    let entries = match store.key_type(OPERATOR_LOG_STREAM).await?.as_str() {
+        "stream" => store.range_back(OPERATOR_LOG_STREAM, "+", "-", LOG_ENTRIES).await?,
+        _ => Vec::new(),
+    };
+    let read = |entry: RawEntry| {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        entry
+            .fields
+            .into_iter()
+            .map(|(name, value)| (text(name), Json::String(text(value))))
+            .collect::<serde_json::Map<_, _>>()
+    };
+    let about = |act: &serde_json::Map<String, Json>| act.get("plugin").and_then(Json::as_str) == Some(plugin);
+    Ok(entries.into_iter().map(read).filter(about).take(ACTS).map(Json::Object).collect())
+}
