@@ -1,5 +1,7 @@
 //! One test program; this list says where a new test goes.
 
+/// What is refused before it runs, and code that is compiled in a jail and kept under seal.
+mod admission;
 /// Limits that keep Redis from filling up, reached and left.
 mod alarms;
 /// Inputs that a person, a producer or a plugin can get wrong.

@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::Context;
 use cofferdam_model::{Delivery, Event, Fault, Message, Outcome, ReasonCode, Route};
 use cofferdam_sandbox::{
-    Call, Digest, Engine, EngineConfig, Instances, Limits, LogLevel, LogLine, Plugin, PluginSpec, Report, Slot,
+    Artifact, Call, Digest, Engine, EngineConfig, Instances, Limits, LogLevel, LogLine, Plugin, PluginSpec, Report,
+    Slot,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,13 +23,13 @@ use crate::host::MEMORY_BYTES_MAX;
 use crate::jail::{self, Bounds, Jailed};
 use crate::version::Version;
 
-/// How long a process may take to start and compile its plugin, and how much longer than its deadline a message may.
-const COMPILE_TIME: Duration = Duration::from_secs(120);
+/// How long a process may take to start and load its plugin, and how much longer than its deadline a message may.
+const START_TIME: Duration = Duration::from_secs(60);
 const ANSWER_SPARE: Duration = Duration::from_secs(10);
-/// What the process may take beside the memory of its plugin: the compiler, the engine, the messages and answers under way.
-const MEMORY_SPARE_BYTES: u64 = 2 << 30;
+/// What the process may take beside the memory of its plugin: its code, the engine, the messages and answers under way.
+const MEMORY_SPARE_BYTES: u64 = 1 << 30;
 
-/// What the process is told of its plugin. The wasm itself follows in a frame of its own.
+/// What the process is told of its plugin. Its compiled code follows in a frame of its own.
 #[derive(Serialize, Deserialize)]
 struct PluginFrame {
     name: String,
@@ -142,12 +143,13 @@ impl Apart {
 impl Process {
     fn start(version: &Version, key: (String, String)) -> anyhow::Result<Self> {
         let memory_bytes = version.limits.memory_bytes.saturating_add(MEMORY_SPARE_BYTES);
+        let artifact = version.compiler.artifact(&version.wasm)?;
         let mut jailed = Jailed::spawn("run-apart", &Bounds { memory_bytes, cpu: None })
             .context("cannot start a process for a suspect")?;
         let told = (|| -> io::Result<Vec<u8>> {
             jailed.write(&json(&plugin_frame(version)))?;
-            jailed.write(&version.wasm)?;
-            jailed.read(COMPILE_TIME)
+            jailed.write(artifact.bytes())?;
+            jailed.read(START_TIME)
         })();
         let answer = match told {
             Ok(answer) => serde_json::from_slice(&answer).context("the process for suspects")?,
@@ -176,9 +178,9 @@ pub(crate) fn serve(bounds: &Bounds) -> anyhow::Result<()> {
     let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max: MEMORY_BYTES_MAX })?;
     let notes = jail::enter(bounds);
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
-    let (Some(frame), Some(wasm)) = (read_frame(&mut input)?, read_frame(&mut input)?) else { return Ok(()) };
+    let (Some(frame), Some(artifact)) = (read_frame(&mut input)?, read_frame(&mut input)?) else { return Ok(()) };
     let frame: PluginFrame = serde_json::from_slice(&frame)?;
-    let plugin = match load(&engine, frame, &wasm) {
+    let plugin = match load(&engine, frame, Artifact::from_own_compiler(artifact)) {
         Ok(plugin) => plugin,
         Err(error) => {
             let text = format!("{error:#}");
@@ -198,7 +200,7 @@ pub(crate) fn serve(bounds: &Bounds) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load(engine: &Engine, frame: PluginFrame, wasm: &[u8]) -> anyhow::Result<std::sync::Arc<Plugin>> {
+fn load(engine: &Engine, frame: PluginFrame, artifact: Artifact) -> anyhow::Result<std::sync::Arc<Plugin>> {
     let limits = Limits {
         memory_bytes: frame.memory_bytes,
         deadline: frame.deadline,
@@ -217,7 +219,7 @@ fn load(engine: &Engine, frame: PluginFrame, wasm: &[u8]) -> anyhow::Result<std:
         config: frame.config,
         route: Route::new(frame.subscribe, frame.emit)?,
     };
-    Ok(std::sync::Arc::new(Plugin::load(engine, wasm, spec)?))
+    Ok(std::sync::Arc::new(Plugin::from_artifact(engine, &artifact, spec)?))
 }
 
 fn plugin_frame(version: &Version) -> PluginFrame {

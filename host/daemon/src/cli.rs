@@ -73,6 +73,9 @@ pub(crate) enum Verb {
     /// What a host starts to run a suspect in; not for people
     #[command(hide = true)]
     RunApart(JailArgs),
+    /// What a host starts to compile a plugin in; not for people
+    #[command(hide = true)]
+    CompileApart(JailArgs),
 }
 
 /// What a child of this program is told of its jail.

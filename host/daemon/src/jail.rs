@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -221,6 +221,14 @@ impl Jailed {
     pub(crate) fn read(&mut self, patience: Duration) -> io::Result<Vec<u8>> {
         let mut timed = Timed { from: &mut self.stdout, ends: Instant::now() + patience, patience };
         read_frame(&mut timed)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// Waits until it has ended, which it is about to when its pipe is closed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
     }
 
     /// How it ended, after [`read`](Self::read) or [`write`](Self::write) failed with this.

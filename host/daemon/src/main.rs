@@ -4,6 +4,8 @@ mod apart;
 mod cli;
 mod clock;
 mod commands;
+mod compile;
+mod compiled;
 mod config;
 mod embedded;
 mod exit;
@@ -82,6 +84,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Verify(args) => commands::verify::run(&common, args).await,
         Verb::Doctor(args) => commands::doctor::run(&common, args).await,
         Verb::Bench(args) => commands::bench::run(&common, args).await,
+        Verb::CompileApart(args) => compile::serve(&args.bounds()),
         Verb::RunApart(args) => apart::serve(&args.bounds()),
     }
 }

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use cofferdam_streams::Pin;
 
-use cofferdam_sandbox::{Digest, Engine};
+use cofferdam_sandbox::Digest;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
 use crate::commands::deploy::short;
+use crate::compile::Compiler;
 use crate::config::Config;
 use crate::manifest::Manifest;
 use crate::supervisor::Supervisor;
@@ -82,7 +83,7 @@ enum Held {
 pub(crate) struct Folder {
     dir: PathBuf,
     config: Arc<Config>,
-    engine: Engine,
+    compiler: Arc<Compiler>,
     supervisor: Arc<Supervisor>,
     versions: Arc<Versions>,
     /// The pins that the last look went by.
@@ -97,13 +98,13 @@ pub(crate) struct Folder {
 impl Folder {
     pub(crate) fn new(
         config: Arc<Config>,
-        engine: Engine,
+        compiler: Arc<Compiler>,
         supervisor: Arc<Supervisor>,
         versions: Arc<Versions>,
     ) -> Self {
         let dir = config.plugins_dir.clone();
         let (memory, written, pins) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Folder { dir, config, engine, supervisor, versions, pins, memory, written, unreadable: false }
+        Folder { dir, config, compiler, supervisor, versions, pins, memory, written, unreadable: false }
     }
 
     /// Runs until `stop` is set.
@@ -237,7 +238,7 @@ impl Folder {
     }
 
     async fn admit(&mut self, name: &str, mut candidate: Candidate, has_manifest: bool) {
-        let (engine, config) = (self.engine.clone(), self.config.clone());
+        let (compiler, config) = (self.compiler.clone(), self.config.clone());
         let live_before = |name: &str| self.supervisor.live_digest(name).is_some();
         if !has_manifest {
             let text = missing_manifest(name);
@@ -273,7 +274,7 @@ impl Folder {
             return;
         }
         let task = tokio::task::spawn_blocking(move || {
-            let admitted = admit(&engine, &config, &candidate);
+            let admitted = admit(&compiler, &config, &candidate);
             (admitted, candidate)
         });
         let (admitted, candidate) = match task.await {

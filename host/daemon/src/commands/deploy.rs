@@ -10,6 +10,7 @@ use cofferdam_streams::Store;
 
 use crate::cli::Common;
 use crate::commands::find;
+use crate::compile::Compiler;
 use crate::exit::{Environment, Failed, Usage};
 use crate::manifest::Manifest;
 use crate::quantity::span_argument;
@@ -115,7 +116,9 @@ fn only(dir: &Path, ending: &str) -> Result<PathBuf> {
 fn check(config: &crate::config::Config, candidate: &Candidate) -> Result<(String, String)> {
     let memory_bytes_max = 1 << 30;
     let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max })?;
-    match admit(&engine, config, candidate) {
+    // What is only checked is not kept.
+    let compiler = std::sync::Arc::new(Compiler::new(engine, config.compile, None));
+    match admit(&compiler, config, candidate) {
         Ok(version) => Ok((version.manifest.name.clone(), version.terms.stamp.digest.clone())),
         Err(refusal) => bail!(Failed(format!("refused at the step \"{}\": {}", refusal.step, refusal.text))),
     }
