@@ -4,6 +4,8 @@
 mod admission;
 /// Limits that keep Redis from filling up, reached and left.
 mod alarms;
+/// Versions that ask for more than those before them.
+mod approval;
 /// Inputs that a person, a producer or a plugin can get wrong.
 mod bad_input;
 /// The program as a newcomer uses it.

@@ -44,6 +44,8 @@ pub(crate) enum Verb {
     Run(commands::run::Args),
     /// Check a plugin, place it in the running host's folder and wait until it is live
     Deploy(commands::deploy::Args),
+    /// Let a version run that asks for more than its plugin has been allowed so far
+    Approve(commands::approve::Args),
     /// Publish JSON events from files or standard input into a stream
     Publish(commands::publish::Args),
     /// Print the entries of a stream, and follow it

@@ -1,6 +1,7 @@
 //! The program: parse, load, run, exit code.
 
 mod apart;
+mod approval;
 mod cli;
 mod clock;
 mod commands;
@@ -71,6 +72,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Demo(args) => commands::demo::run(&common, args).await,
         Verb::Run(args) => commands::run::run(&common, args).await,
         Verb::Deploy(args) => commands::deploy::run(&common, args).await,
+        Verb::Approve(args) => commands::approve::run(&common, args).await,
         Verb::Publish(args) => commands::publish::run(&common, args).await,
         Verb::Tail(args) => commands::tail::run(&common, args).await,
         Verb::Status(args) => commands::status::run(&common, args).await,

@@ -17,6 +17,7 @@ use cofferdam_sandbox::Digest;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 
+use crate::approval::Asks;
 use crate::clock;
 use crate::commands::deploy::short;
 use crate::compile::Compiler;
@@ -67,6 +68,8 @@ struct Memory {
     missing: u8,
     /// The plugin's name, once a manifest gave one.
     plugin: Option<String>,
+    /// The digest of the version that waits for approval.
+    awaits: Option<String>,
 }
 
 /// What a pin says to a candidate.
@@ -205,7 +208,12 @@ impl Folder {
         let fresh = memory.read_at.is_some_and(|at| now - at < REHASH_EVERY);
         let done = memory.tried.is_some() && memory.tried == memory.bytes.map(|(digest, _)| digest);
         if unchanged && fresh && done {
-            return true;
+            if !self.was_approved(name).await {
+                return true;
+            }
+            let memory = self.memory.entry(name.to_owned()).or_default();
+            (memory.tried, memory.awaits) = (None, None);
+            return false;
         }
         memory.stats = stats;
         let candidate = match read(name, files) {
@@ -233,6 +241,7 @@ impl Folder {
             return false;
         }
         memory.tried = Some(bytes);
+        memory.awaits = None;
         self.admit(name, candidate, files.manifest.is_some()).await;
         true
     }
@@ -286,6 +295,10 @@ impl Folder {
         };
         match admitted {
             Ok(version) => {
+                // What is held to by a pin has run before.
+                if held.is_none() && !self.allowed(name, &version).await {
+                    return;
+                }
                 let version = self.versions.adopt(version, &candidate).await;
                 self.install(name, version).await;
                 if let Some((found, text)) = held {
@@ -327,6 +340,65 @@ impl Folder {
             }
             Err(error) => Held::Already { found, text: format!("{text}. That version cannot be had here: {error:#}") },
         }
+    }
+
+    /// Whether a version asks for no more than its plugin has been allowed, or is approved by name. If not, it waits.
+    async fn allowed(&mut self, name: &str, version: &Version) -> bool {
+        let (plugin, digest) = (version.manifest.name.as_str(), version.terms.stamp.digest.as_str());
+        let asks = Asks::of(&version.manifest);
+        let known = match self.versions.store().approvals(plugin, digest).await {
+            Ok(known) => known,
+            Err(error) => {
+                // What was allowed cannot be known now; a version that waits loses nothing, and the next look asks again.
+                tracing::warn!(plugin, %error, "cannot ask what this plugin has been allowed; tried again");
+                if let Some(memory) = self.memory.get_mut(name) {
+                    memory.tried = None;
+                }
+                return false;
+            }
+        };
+        let allowed = known.allowed.as_deref().and_then(|text| serde_json::from_str::<Asks>(text).ok());
+        let more = allowed.as_ref().map(|allowed| asks.beyond(allowed)).unwrap_or_default();
+        if !more.is_empty() && !known.approved {
+            let text = format!(
+                "approval: version {} asks for more than {plugin} has been allowed:\n    {}\nlet it run: cofferdam approve {plugin} --digest {}",
+                short(digest),
+                more.join("\n    "),
+                short(digest)
+            );
+            tracing::warn!(
+                plugin,
+                digest,
+                asks = more.join(", "),
+                "waits: cofferdam approve {plugin} --digest {}",
+                short(digest)
+            );
+            if let Some(memory) = self.memory.get_mut(name) {
+                memory.plugin.get_or_insert_with(|| plugin.to_owned());
+                memory.awaits = Some(digest.to_owned());
+            }
+            self.supervisor.await_approval(plugin, text, digest.to_owned());
+            return false;
+        }
+        // The first version is approved by its manifest, which is the operator's own word.
+        let now = allowed.as_ref().map_or_else(|| asks.clone(), |allowed| asks.with(allowed));
+        if allowed.as_ref() != Some(&now) {
+            let text = serde_json::to_string(&now).expect("strings and numbers always serialize");
+            if let Err(error) = self.versions.store().allow(plugin, &text).await {
+                tracing::warn!(plugin, %error, "cannot note what this plugin is allowed");
+            }
+        }
+        true
+    }
+
+    /// Whether what waited in this file has been approved since.
+    async fn was_approved(&self, name: &str) -> bool {
+        let memory = self.memory.get(name);
+        let Some((plugin, digest)) = memory.and_then(|memory| memory.plugin.as_ref().zip(memory.awaits.as_ref()))
+        else {
+            return false;
+        };
+        self.versions.store().approvals(plugin, digest).await.is_ok_and(|known| known.approved)
     }
 
     async fn install(&mut self, name: &str, version: Version) {

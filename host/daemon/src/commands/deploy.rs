@@ -196,6 +196,10 @@ pub(crate) async fn wait(store: &Store, name: &str, digest: &str, limit: Duratio
             let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
             match reports.iter().find(|report| report.name == name) {
                 Some(report) if report.digest == digest && report.state == State::Running => live += 1,
+                Some(report) if report.candidate == digest && report.awaits_approval => {
+                    let text = report.detail.lines().map(screen::safe).collect::<Vec<_>>().join("\n");
+                    bail!(Failed(format!("it is placed, and waits on {}: {text}", host.consumer)));
+                }
                 Some(report) if report.candidate == digest && !report.detail.is_empty() => {
                     bail!(Failed(format!("{} refused it: {}", host.consumer, screen::safe(&report.detail))));
                 }
