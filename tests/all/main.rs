@@ -1,7 +1,11 @@
 //! One test program; this list says where a new test goes.
 
+/// What is refused before it runs, and code that is compiled in a jail and kept under seal.
+mod admission;
 /// Limits that keep Redis from filling up, reached and left.
 mod alarms;
+/// Versions that ask for more than those before them.
+mod approval;
 /// Inputs that a person, a producer or a plugin can get wrong.
 mod bad_input;
 /// The program as a newcomer uses it.

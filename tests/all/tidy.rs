@@ -75,13 +75,18 @@ fn nothing_trims_by_length_alone_and_nothing_reads_its_own_history() {
 }
 
 #[test]
-fn unsafe_code_stands_nowhere() {
+fn unsafe_code_stands_in_one_file_alone() {
     for (path, text) in sources("host") {
         let found = text.lines().any(|line| {
             let code = line.split("//").next().unwrap_or_default();
-            code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl")
+            code.contains("unsafe {")
+                || code.contains("allow(unsafe_code")
+                || code.contains("unsafe fn")
+                || code.contains("unsafe impl")
         });
-        assert!(!found, "{} has unsafe code", path.display());
+        // Loading compiled code is unsafe by nature; that file says why it is right.
+        let allowed = path.ends_with("sandbox/src/artifact.rs");
+        assert_eq!(found, allowed, "{}: unsafe code stands in artifact.rs and nowhere else", path.display());
     }
 }
 

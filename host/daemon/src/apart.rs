@@ -2,32 +2,34 @@
 //! such a process dies, that is evidence against the one message it ran, and no lane stops for it.
 //!
 //! The process is this program again. It is told a plugin once and then one message at a time over its standard input, answers on
-//! its standard output, and ends when its input does. It has no Redis, no configuration and no environment.
+//! its standard output, and ends when its input does. It has no Redis, no configuration and
+//! no environment, and it locks itself in (`jail.rs`) before it reads the plugin.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, Read, Write};
-use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use cofferdam_model::{Delivery, Event, Fault, Message, Outcome, ReasonCode, Route};
 use cofferdam_sandbox::{
-    Call, Digest, Engine, EngineConfig, Instances, Limits, LogLevel, LogLine, Plugin, PluginSpec, Report, Slot,
+    Artifact, Call, Digest, Engine, EngineConfig, Instances, Limits, LogLevel, LogLine, Plugin, PluginSpec, Report,
+    Slot,
 };
-use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
 
+use crate::frames::{read_frame, write_frame};
+use crate::host::MEMORY_BYTES_MAX;
+use crate::jail::{self, Bounds, Jailed};
 use crate::version::Version;
 
-/// How long a process may take to start and compile its plugin, and how much longer than its deadline a message may.
-const COMPILE_TIME: Duration = Duration::from_secs(120);
+/// How long a process may take to start and load its plugin, and how much longer than its deadline a message may.
+const START_TIME: Duration = Duration::from_secs(60);
 const ANSWER_SPARE: Duration = Duration::from_secs(10);
-/// The largest frame: a message or an answer at the largest limits, as JSON, which escapes.
-const FRAME_BYTES_MAX: usize = 512 << 20;
+/// What the process may take beside the memory of its plugin: its code, the engine, the messages and answers under way.
+const MEMORY_SPARE_BYTES: u64 = 1 << 30;
 
-/// What the process is told of its plugin. The wasm itself follows in a frame of its own.
+/// What the process is told of its plugin. Its compiled code follows in a frame of its own.
 #[derive(Serialize, Deserialize)]
 struct PluginFrame {
     name: String,
@@ -44,6 +46,18 @@ struct PluginFrame {
     log_bytes: u64,
     host_calls: u64,
     message_bytes: u64,
+}
+
+/// What the process says before the first message.
+#[derive(Serialize, Deserialize)]
+enum Started {
+    /// It waits for messages; `notes` are what its jail lacks.
+    Ready {
+        notes: Vec<String>,
+    },
+    Failed {
+        text: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,18 +111,9 @@ pub(crate) struct Apart {
 }
 
 struct Process {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    jailed: Jailed,
     /// The version that it was told, and the digest of its configuration.
     version: (String, String),
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Apart {
@@ -130,78 +135,59 @@ impl Apart {
                 *place = Some(process);
                 Ok(report)
             }
-            Err(error) => Err(Fault::ProcessDied { text: process.last_words(&error) }),
+            Err(error) => Err(Fault::ProcessDied { text: process.jailed.last_words(&error) }),
         }
     }
 }
 
 impl Process {
     fn start(version: &Version, key: (String, String)) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
-        let mut child = Command::new(program)
-            .arg("run-apart")
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
+        let memory_bytes = version.limits.memory_bytes.saturating_add(MEMORY_SPARE_BYTES);
+        let artifact = version.compiler.artifact(&version.wasm)?;
+        let mut jailed = Jailed::spawn("run-apart", &Bounds { memory_bytes, cpu: None })
             .context("cannot start a process for a suspect")?;
-        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            anyhow::bail!("a process without its pipes");
-        };
-        let mut process = Process { child, stdin, stdout: BufReader::new(stdout), version: key };
         let told = (|| -> io::Result<Vec<u8>> {
-            write_frame(&mut process.stdin, &json(&plugin_frame(version)))?;
-            write_frame(&mut process.stdin, &version.wasm)?;
-            process.read(COMPILE_TIME)
+            jailed.write(&json(&plugin_frame(version)))?;
+            jailed.write(artifact.bytes())?;
+            jailed.read(START_TIME)
         })();
-        match told {
-            Ok(answer) if answer.is_empty() => Ok(process),
-            Ok(answer) => anyhow::bail!("the process for suspects: {}", String::from_utf8_lossy(&answer)),
-            Err(error) => anyhow::bail!("the process for suspects did not start: {}", process.last_words(&error)),
+        let answer = match told {
+            Ok(answer) => serde_json::from_slice(&answer).context("the process for suspects")?,
+            Err(error) => anyhow::bail!("the process for suspects did not start: {}", jailed.last_words(&error)),
+        };
+        match answer {
+            Started::Ready { notes } => {
+                notes.iter().for_each(|note| tracing::warn!("a process for suspects: {note}"));
+                Ok(Process { jailed, version: key })
+            }
+            Started::Failed { text } => anyhow::bail!("the process for suspects: {text}"),
         }
     }
 
     fn ask(&mut self, delivery: &Delivery, attempt: u32, started_ms: u64, patience: Duration) -> io::Result<Report> {
-        write_frame(&mut self.stdin, &json(&message_frame(delivery, attempt, started_ms)))?;
-        let answer = self.read(patience)?;
+        self.jailed.write(&json(&message_frame(delivery, attempt, started_ms)))?;
+        let answer = self.jailed.read(patience)?;
         let frame: ReportFrame = serde_json::from_slice(&answer)?;
         Ok(frame.into())
     }
-
-    fn read(&mut self, patience: Duration) -> io::Result<Vec<u8>> {
-        // Nothing is buffered between answers, so that the pipe tells whether one has begun.
-        let timeout = Timespec { tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
-        let mut pipes = [PollFd::from_borrowed_fd(self.stdout.get_ref().as_fd(), PollFlags::IN)];
-        if rustix::event::poll(&mut pipes, Some(&timeout))? == 0 {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {patience:?}")));
-        }
-        read_frame(&mut self.stdout)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
-
-    /// How it ended.
-    fn last_words(&mut self, error: &io::Error) -> String {
-        if error.kind() == io::ErrorKind::TimedOut {
-            return error.to_string();
-        }
-        // Its pipe is closed, so it is ending or has ended.
-        match self.child.wait() {
-            Ok(status) => status.to_string(),
-            Err(_) => error.to_string(),
-        }
-    }
 }
 
-/// What `cofferdam run-apart` does: answers until its input ends.
-pub(crate) fn serve() -> anyhow::Result<()> {
+/// What `cofferdam run-apart` does: locks itself in and answers until its input ends.
+pub(crate) fn serve(bounds: &Bounds) -> anyhow::Result<()> {
+    // Made before the doors close: it opens the file by which the kernel tells of dirty pages.
+    let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max: MEMORY_BYTES_MAX })?;
+    let notes = jail::enter(bounds);
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
-    let (Some(frame), Some(wasm)) = (read_frame(&mut input)?, read_frame(&mut input)?) else { return Ok(()) };
+    let (Some(frame), Some(artifact)) = (read_frame(&mut input)?, read_frame(&mut input)?) else { return Ok(()) };
     let frame: PluginFrame = serde_json::from_slice(&frame)?;
-    let plugin = match load(frame, &wasm) {
+    let plugin = match load(&engine, frame, Artifact::from_own_compiler(artifact)) {
         Ok(plugin) => plugin,
-        Err(error) => return Ok(write_frame(&mut output, format!("{error:#}").as_bytes())?),
+        Err(error) => {
+            let text = format!("{error:#}");
+            return Ok(write_frame(&mut output, &json(&Started::Failed { text }))?);
+        }
     };
-    write_frame(&mut output, b"")?;
+    write_frame(&mut output, &json(&Started::Ready { notes }))?;
     let mut slot = Slot::default();
     while let Some(frame) = read_frame(&mut input)? {
         let frame: MessageFrame = serde_json::from_slice(&frame)?;
@@ -214,8 +200,7 @@ pub(crate) fn serve() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load(frame: PluginFrame, wasm: &[u8]) -> anyhow::Result<std::sync::Arc<Plugin>> {
-    let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max: frame.memory_bytes.max(1 << 20) })?;
+fn load(engine: &Engine, frame: PluginFrame, artifact: Artifact) -> anyhow::Result<std::sync::Arc<Plugin>> {
     let limits = Limits {
         memory_bytes: frame.memory_bytes,
         deadline: frame.deadline,
@@ -234,7 +219,7 @@ fn load(frame: PluginFrame, wasm: &[u8]) -> anyhow::Result<std::sync::Arc<Plugin
         config: frame.config,
         route: Route::new(frame.subscribe, frame.emit)?,
     };
-    Ok(std::sync::Arc::new(Plugin::load(&engine, wasm, spec)?))
+    Ok(std::sync::Arc::new(Plugin::from_artifact(engine, &artifact, spec)?))
 }
 
 fn plugin_frame(version: &Version) -> PluginFrame {
@@ -351,28 +336,4 @@ impl From<EventFrame> for Event {
 
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("strings and numbers always serialize")
-}
-
-/// A frame: its length in four bytes, and its bytes.
-fn write_frame(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(bytes.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-    to.write_all(&length.to_le_bytes())?;
-    to.write_all(bytes)?;
-    to.flush()
-}
-
-/// The next frame; `None` at the end of the input.
-fn read_frame(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
-    let mut length = [0u8; 4];
-    match from.read_exact(&mut length) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        other => other?,
-    }
-    let length = u32::from_le_bytes(length) as usize;
-    if length > FRAME_BYTES_MAX {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    let mut bytes = vec![0; length];
-    from.read_exact(&mut bytes)?;
-    Ok(Some(bytes))
 }

@@ -1,10 +1,12 @@
 //! What the user typed. What it means is the commands' affair.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
+use crate::jail::Bounds;
 
 /// Runs sandboxed WebAssembly handlers over Redis Streams: nothing is lost, doubled or let out.
 #[derive(Debug, Parser)]
@@ -42,6 +44,8 @@ pub(crate) enum Verb {
     Run(commands::run::Args),
     /// Check a plugin, place it in the running host's folder and wait until it is live
     Deploy(commands::deploy::Args),
+    /// Let a version run that asks for more than its plugin has been allowed so far
+    Approve(commands::approve::Args),
     /// Publish JSON events from files or standard input into a stream
     Publish(commands::publish::Args),
     /// Print the entries of a stream, and follow it
@@ -72,5 +76,24 @@ pub(crate) enum Verb {
     Bench(commands::bench::Args),
     /// What a host starts to run a suspect in; not for people
     #[command(hide = true)]
-    RunApart,
+    RunApart(JailArgs),
+    /// What a host starts to compile a plugin in; not for people
+    #[command(hide = true)]
+    CompileApart(JailArgs),
+}
+
+/// What a child of this program is told of its jail.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct JailArgs {
+    #[arg(long)]
+    memory_bytes: u64,
+    #[arg(long)]
+    cpu_seconds: Option<u64>,
+}
+
+impl JailArgs {
+    /// The bounds that it enters with.
+    pub(crate) fn bounds(self) -> Bounds {
+        Bounds { memory_bytes: self.memory_bytes, cpu: self.cpu_seconds.map(Duration::from_secs) }
+    }
 }

@@ -8,6 +8,7 @@ use crate::config::{Config, Overrides};
 use crate::exit::Environment;
 use crate::run_file::RunFile;
 
+pub(crate) mod approve;
 pub(crate) mod bench;
 pub(crate) mod demo;
 pub(crate) mod deploy;

@@ -13,6 +13,7 @@ use cofferdam_model::StreamPattern;
 use cofferdam_streams::Retention;
 use serde::Deserialize;
 
+use crate::compile::CompileBounds;
 use crate::exit::Usage;
 use crate::quantity::{Bytes, Span};
 
@@ -73,6 +74,8 @@ struct RawDelivery {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawLimits {
     dead_letters: Option<Bytes>,
+    compile_memory: Option<Bytes>,
+    compile_time: Option<Span>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -112,6 +115,8 @@ pub(crate) struct Config {
     budgets: BTreeMap<String, u64>,
     /// Bytes of dead letters that one plugin may leave.
     pub(crate) dead_letter_bytes: u64,
+    /// What compiling one plugin may take.
+    pub(crate) compile: CompileBounds,
     site_configs: BTreeMap<String, BTreeMap<String, String>>,
     /// The file that was read.
     pub(crate) source: Option<PathBuf>,
@@ -200,6 +205,7 @@ impl Config {
             default_policy,
             retentions: retentions.collect(),
             budgets,
+            compile: compile_bounds(&raw.limits)?,
             dead_letter_bytes: raw.limits.dead_letters.map_or(1 << 30, |bytes| bytes.0),
             site_configs,
             source,
@@ -225,6 +231,20 @@ impl Config {
     pub(crate) fn site_config(&self, plugin: &str) -> Option<&BTreeMap<String, String>> {
         self.site_configs.get(plugin)
     }
+}
+
+fn compile_bounds(raw: &RawLimits) -> Result<CompileBounds> {
+    let default = CompileBounds::default();
+    let bounds = CompileBounds {
+        memory_bytes: raw.compile_memory.map_or(default.memory_bytes, |bytes| bytes.0),
+        time: raw.compile_time.map_or(default.time, |span| span.0),
+    };
+    if bounds.memory_bytes < 64 << 20 || bounds.time < Duration::from_secs(1) {
+        bail!(Usage(String::from(
+            "[limits] compile-memory below 64MiB or compile-time below 1s: no plugin would compile"
+        )));
+    }
+    Ok(bounds)
 }
 
 fn policy(raw: &RawPolicy, base: Option<&Policy>) -> Result<Policy> {

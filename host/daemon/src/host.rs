@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::clock;
+use crate::compile::Compiler;
+use crate::compiled::Cache;
 use crate::config::Config;
 use crate::guard::guard;
 use crate::redis_child::RedisChild;
@@ -30,7 +32,7 @@ const TRIM_EVERY: Duration = Duration::from_secs(15);
 /// Instances that exist at once, over all plugins. Address space is reserved for each, memory only for those in use.
 const INSTANCES_MAX: u32 = 256;
 /// The largest memory that an operator can grant.
-const MEMORY_BYTES_MAX: u64 = 1 << 30;
+pub(crate) const MEMORY_BYTES_MAX: u64 = 1 << 30;
 
 /// A running host.
 pub(crate) struct Host {
@@ -79,7 +81,8 @@ impl Host {
         let versions = Arc::new(Versions::new(store.clone(), consumer.clone(), &config.data_dir));
         // Before the folder is looked at: a pin outlives every restart.
         versions.look().await?;
-        let folder = Folder::new(config.clone(), engine, supervisor.clone(), versions.clone());
+        let compiler = Arc::new(Compiler::new(engine, config.compile, Some(Cache::open(&config.data_dir)?)));
+        let folder = Folder::new(config.clone(), compiler, supervisor.clone(), versions.clone());
         let tasks = vec![
             tokio::spawn(bells.run(store.clone())),
             tokio::spawn(folder.run(stopping.clone())),

@@ -1,15 +1,20 @@
 //! The program: parse, load, run, exit code.
 
 mod apart;
+mod approval;
 mod cases;
 mod cli;
 mod clock;
 mod commands;
+mod compile;
+mod compiled;
 mod config;
 mod embedded;
 mod exit;
+mod frames;
 mod guard;
 mod host;
+mod jail;
 mod json_lines;
 mod manifest;
 mod offline;
@@ -70,6 +75,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Demo(args) => commands::demo::run(&common, args).await,
         Verb::Run(args) => commands::run::run(&common, args).await,
         Verb::Deploy(args) => commands::deploy::run(&common, args).await,
+        Verb::Approve(args) => commands::approve::run(&common, args).await,
         Verb::Publish(args) => commands::publish::run(&common, args).await,
         Verb::Tail(args) => commands::tail::run(&common, args).await,
         Verb::Status(args) => commands::status::run(&common, args).await,
@@ -84,7 +90,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Verify(args) => commands::verify::run(&common, args).await,
         Verb::Doctor(args) => commands::doctor::run(&common, args).await,
         Verb::Bench(args) => commands::bench::run(&common, args).await,
-        Verb::RunApart => apart::serve(),
+        Verb::CompileApart(args) => compile::serve(&args.bounds()),
+        Verb::RunApart(args) => apart::serve(&args.bounds()),
     }
 }
 

@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use cofferdam_streams::Pin;
 
-use cofferdam_sandbox::{Digest, Engine};
+use cofferdam_sandbox::Digest;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 
+use crate::approval::Asks;
 use crate::clock;
 use crate::commands::deploy::short;
+use crate::compile::Compiler;
 use crate::config::Config;
 use crate::manifest::Manifest;
 use crate::supervisor::Supervisor;
@@ -66,6 +68,8 @@ struct Memory {
     missing: u8,
     /// The plugin's name, once a manifest gave one.
     plugin: Option<String>,
+    /// The digest of the version that waits for approval.
+    awaits: Option<String>,
 }
 
 /// What a pin says to a candidate.
@@ -82,7 +86,7 @@ enum Held {
 pub(crate) struct Folder {
     dir: PathBuf,
     config: Arc<Config>,
-    engine: Engine,
+    compiler: Arc<Compiler>,
     supervisor: Arc<Supervisor>,
     versions: Arc<Versions>,
     /// The pins that the last look went by.
@@ -97,13 +101,13 @@ pub(crate) struct Folder {
 impl Folder {
     pub(crate) fn new(
         config: Arc<Config>,
-        engine: Engine,
+        compiler: Arc<Compiler>,
         supervisor: Arc<Supervisor>,
         versions: Arc<Versions>,
     ) -> Self {
         let dir = config.plugins_dir.clone();
         let (memory, written, pins) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Folder { dir, config, engine, supervisor, versions, pins, memory, written, unreadable: false }
+        Folder { dir, config, compiler, supervisor, versions, pins, memory, written, unreadable: false }
     }
 
     /// Runs until `stop` is set.
@@ -204,7 +208,12 @@ impl Folder {
         let fresh = memory.read_at.is_some_and(|at| now - at < REHASH_EVERY);
         let done = memory.tried.is_some() && memory.tried == memory.bytes.map(|(digest, _)| digest);
         if unchanged && fresh && done {
-            return true;
+            if !self.was_approved(name).await {
+                return true;
+            }
+            let memory = self.memory.entry(name.to_owned()).or_default();
+            (memory.tried, memory.awaits) = (None, None);
+            return false;
         }
         memory.stats = stats;
         let candidate = match read(name, files) {
@@ -232,12 +241,13 @@ impl Folder {
             return false;
         }
         memory.tried = Some(bytes);
+        memory.awaits = None;
         self.admit(name, candidate, files.manifest.is_some()).await;
         true
     }
 
     async fn admit(&mut self, name: &str, mut candidate: Candidate, has_manifest: bool) {
-        let (engine, config) = (self.engine.clone(), self.config.clone());
+        let (compiler, config) = (self.compiler.clone(), self.config.clone());
         let live_before = |name: &str| self.supervisor.live_digest(name).is_some();
         if !has_manifest {
             let text = missing_manifest(name);
@@ -273,7 +283,7 @@ impl Folder {
             return;
         }
         let task = tokio::task::spawn_blocking(move || {
-            let admitted = admit(&engine, &config, &candidate);
+            let admitted = admit(&compiler, &config, &candidate);
             (admitted, candidate)
         });
         let (admitted, candidate) = match task.await {
@@ -285,6 +295,10 @@ impl Folder {
         };
         match admitted {
             Ok(version) => {
+                // What is held to by a pin has run before.
+                if held.is_none() && !self.allowed(name, &version).await {
+                    return;
+                }
                 let version = self.versions.adopt(version, &candidate).await;
                 self.install(name, version).await;
                 if let Some((found, text)) = held {
@@ -326,6 +340,65 @@ impl Folder {
             }
             Err(error) => Held::Already { found, text: format!("{text}. That version cannot be had here: {error:#}") },
         }
+    }
+
+    /// Whether a version asks for no more than its plugin has been allowed, or is approved by name. If not, it waits.
+    async fn allowed(&mut self, name: &str, version: &Version) -> bool {
+        let (plugin, digest) = (version.manifest.name.as_str(), version.terms.stamp.digest.as_str());
+        let asks = Asks::of(&version.manifest);
+        let known = match self.versions.store().approvals(plugin, digest).await {
+            Ok(known) => known,
+            Err(error) => {
+                // What was allowed cannot be known now; a version that waits loses nothing, and the next look asks again.
+                tracing::warn!(plugin, %error, "cannot ask what this plugin has been allowed; tried again");
+                if let Some(memory) = self.memory.get_mut(name) {
+                    memory.tried = None;
+                }
+                return false;
+            }
+        };
+        let allowed = known.allowed.as_deref().and_then(|text| serde_json::from_str::<Asks>(text).ok());
+        let more = allowed.as_ref().map(|allowed| asks.beyond(allowed)).unwrap_or_default();
+        if !more.is_empty() && !known.approved {
+            let text = format!(
+                "approval: version {} asks for more than {plugin} has been allowed:\n    {}\nlet it run: cofferdam approve {plugin} --digest {}",
+                short(digest),
+                more.join("\n    "),
+                short(digest)
+            );
+            tracing::warn!(
+                plugin,
+                digest,
+                asks = more.join(", "),
+                "waits: cofferdam approve {plugin} --digest {}",
+                short(digest)
+            );
+            if let Some(memory) = self.memory.get_mut(name) {
+                memory.plugin.get_or_insert_with(|| plugin.to_owned());
+                memory.awaits = Some(digest.to_owned());
+            }
+            self.supervisor.await_approval(plugin, text, digest.to_owned());
+            return false;
+        }
+        // The first version is approved by its manifest, which is the operator's own word.
+        let now = allowed.as_ref().map_or_else(|| asks.clone(), |allowed| asks.with(allowed));
+        if allowed.as_ref() != Some(&now) {
+            let text = serde_json::to_string(&now).expect("strings and numbers always serialize");
+            if let Err(error) = self.versions.store().allow(plugin, &text).await {
+                tracing::warn!(plugin, %error, "cannot note what this plugin is allowed");
+            }
+        }
+        true
+    }
+
+    /// Whether what waited in this file has been approved since.
+    async fn was_approved(&self, name: &str) -> bool {
+        let memory = self.memory.get(name);
+        let Some((plugin, digest)) = memory.and_then(|memory| memory.plugin.as_ref().zip(memory.awaits.as_ref()))
+        else {
+            return false;
+        };
+        self.versions.store().approvals(plugin, digest).await.is_ok_and(|known| known.approved)
     }
 
     async fn install(&mut self, name: &str, version: Version) {

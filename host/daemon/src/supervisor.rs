@@ -47,6 +47,9 @@ pub(crate) struct PluginReport {
     pub(crate) detail: String,
     /// The digest of the candidate that `detail` is about.
     pub(crate) candidate: String,
+    /// Whether the candidate runs as soon as somebody approves it.
+    #[serde(default)]
+    pub(crate) awaits_approval: bool,
     pub(crate) counts: Counts,
 }
 
@@ -88,6 +91,7 @@ struct Note {
     waiting: bool,
     detail: String,
     candidate: String,
+    awaits_approval: bool,
 }
 
 /// Runs the plugins of this host.
@@ -223,7 +227,15 @@ impl Supervisor {
 
     /// A candidate was found and is not run. A live version goes on.
     pub(crate) fn note(&self, name: &str, waiting: bool, detail: String, candidate: String) {
-        let note = Note { waiting, detail, candidate };
+        self.set_note(name, Note { waiting, detail, candidate, awaits_approval: false });
+    }
+
+    /// A candidate asks for more than its plugin has been allowed, and waits.
+    pub(crate) fn await_approval(&self, name: &str, detail: String, candidate: String) {
+        self.set_note(name, Note { waiting: true, detail, candidate, awaits_approval: true });
+    }
+
+    fn set_note(&self, name: &str, note: Note) {
         // The same look at the same file says the same again; that is no news.
         if self.locked().notes.insert(name.to_owned(), note.clone()).as_ref() != Some(&note) {
             self.changed();
@@ -370,6 +382,7 @@ impl Supervisor {
                 since_ms: running.since_ms,
                 detail,
                 candidate: note.candidate,
+                awaits_approval: note.awaits_approval,
                 counts,
             });
         }
@@ -384,6 +397,7 @@ impl Supervisor {
                 since_ms: 0,
                 detail: note.detail.clone(),
                 candidate: note.candidate.clone(),
+                awaits_approval: note.awaits_approval,
                 counts: Counts::default(),
             });
         }

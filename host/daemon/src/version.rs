@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use cofferdam_delivery::Terms;
-use cofferdam_sandbox::{Digest, Engine, Instances, Limits, Plugin, PluginSpec};
+use cofferdam_sandbox::{Digest, Instances, Limits, Plugin, PluginSpec};
 use cofferdam_streams::VersionStamp;
 
+use crate::compile::Compiler;
 use crate::config::Config;
 use crate::manifest::Manifest;
 use crate::versions::Tried;
@@ -32,6 +33,8 @@ pub(crate) struct Version {
     /// Its code, for the process that suspects run in.
     pub(crate) wasm: Arc<[u8]>,
     pub(crate) plugin: Arc<Plugin>,
+    /// Gives the process that suspects run in its code again.
+    pub(crate) compiler: Arc<Compiler>,
     /// How its deliveries end on this host.
     pub(crate) fared: Arc<Tried>,
 }
@@ -46,7 +49,7 @@ pub(crate) struct Refusal {
     pub(crate) text: String,
 }
 
-fn refuse(step: &'static str, text: impl std::fmt::Display) -> Refusal {
+pub(crate) fn refuse(step: &'static str, text: impl std::fmt::Display) -> Refusal {
     Refusal { step, text: text.to_string() }
 }
 
@@ -66,7 +69,7 @@ pub(crate) fn digest(wasm: &[u8], manifest: &Manifest) -> Digest {
 ///
 /// # Errors
 /// The first step that refuses it.
-pub(crate) fn admit(engine: &Engine, config: &Config, candidate: &Candidate) -> Result<Version, Refusal> {
+pub(crate) fn admit(compiler: &Arc<Compiler>, config: &Config, candidate: &Candidate) -> Result<Version, Refusal> {
     let (manifest, sha256) =
         Manifest::parse(&candidate.manifest, &candidate.file_name).map_err(|error| refuse("manifest", error))?;
     if candidate.wasm.len() as u64 > WASM_BYTES_MAX {
@@ -94,7 +97,8 @@ pub(crate) fn admit(engine: &Engine, config: &Config, candidate: &Candidate) -> 
         config: effective,
         route: manifest.route.clone(),
     };
-    let plugin = Plugin::load(engine, &candidate.wasm, spec).map_err(|error| refuse("load", error))?;
+    let artifact = compiler.artifact(&candidate.wasm)?;
+    let plugin = Plugin::from_artifact(compiler.engine(), &artifact, spec).map_err(|error| refuse("load", error))?;
     let terms = Terms {
         stamp: Arc::new(stamp),
         retry: manifest.retry,
@@ -107,6 +111,7 @@ pub(crate) fn admit(engine: &Engine, config: &Config, candidate: &Candidate) -> 
         limits,
         wasm: candidate.wasm.clone(),
         plugin: Arc::new(plugin),
+        compiler: compiler.clone(),
         fared: Arc::default(),
     })
 }

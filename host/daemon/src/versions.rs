@@ -75,6 +75,11 @@ impl Versions {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The Redis that all hosts share.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Hears of pins that come and go.
     pub(crate) fn pins(&self) -> watch::Receiver<BTreeMap<String, Pin>> {
         self.pins.subscribe()

@@ -6,8 +6,9 @@
 use wasmtime::Module;
 use wasmtime::component::Component;
 
+use crate::artifact::{Artifact, compile};
 use crate::bindings::HANDLER_EXPORT;
-use crate::plugin::{Abi, Kind, check_import, compile_error, kind};
+use crate::plugin::{Abi, Kind, check_import};
 use crate::{Engine, LoadError, preview1};
 
 /// What a file says of itself.
@@ -28,14 +29,21 @@ pub struct Description {
 /// # Errors
 /// It is not WebAssembly, or does not compile.
 pub fn describe(engine: &Engine, wasm: &[u8]) -> Result<Description, LoadError> {
-    match kind(wasm)? {
-        Kind::Component => component(engine, wasm),
-        Kind::Module => module(engine, wasm),
+    describe_artifact(engine, &compile(engine, wasm)?)
+}
+
+/// The same from code that was compiled before.
+///
+/// # Errors
+/// It is another engine's.
+pub fn describe_artifact(engine: &Engine, artifact: &Artifact) -> Result<Description, LoadError> {
+    match artifact.kind()? {
+        Kind::Component => Ok(component(engine, &artifact.component(engine)?)),
+        Kind::Module => Ok(module(&artifact.module(engine)?)),
     }
 }
 
-fn component(engine: &Engine, wasm: &[u8]) -> Result<Description, LoadError> {
-    let component = Component::new(engine.wasmtime(), wasm).map_err(compile_error)?;
+fn component(engine: &Engine, component: &Component) -> Description {
     let ty = component.component_type();
     let imports: Vec<String> = ty.imports(engine.wasmtime()).map(|(name, _)| name.to_owned()).collect();
     let exports: Vec<String> = ty.exports(engine.wasmtime()).map(|(name, _)| name.to_owned()).collect();
@@ -45,16 +53,15 @@ fn component(engine: &Engine, wasm: &[u8]) -> Result<Description, LoadError> {
         exports.iter().any(|name| name.starts_with("wasi:cli/run@0.2.")).then_some(Abi::Command)
     };
     let refused = imports.iter().filter_map(|name| check_import(name).err()).map(|error| error.to_string()).collect();
-    Ok(Description { abi, imports, exports, refused })
+    Description { abi, imports, exports, refused }
 }
 
-fn module(engine: &Engine, wasm: &[u8]) -> Result<Description, LoadError> {
-    let module = Module::new(engine.wasmtime(), wasm).map_err(compile_error)?;
+fn module(module: &Module) -> Description {
     let exports: Vec<String> = module.exports().map(|export| export.name().to_owned()).collect();
     let name = |import: &wasmtime::ImportType<'_>| format!("{}::{}", import.module(), import.name());
     let imports = module.imports().map(|import| name(&import)).collect();
     let foreign = module.imports().filter(|import| import.module() != preview1::MODULE);
     let refused = foreign.map(|import| format!("{}: only {} is offered to a program", name(&import), preview1::MODULE));
     let abi = exports.iter().any(|name| name == "_start").then_some(Abi::Command);
-    Ok(Description { abi, refused: refused.collect(), imports, exports })
+    Description { abi, refused: refused.collect(), imports, exports }
 }

@@ -8,14 +8,16 @@
 //! What a plugin may do is decided in `store.rs` and `imports.rs`; nothing here knows a plugin.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
 use wasmtime::{Config, Enabled, PoolingAllocationConfig};
 
-use crate::SandboxError;
+use crate::{Digest, SandboxError};
 
 /// How often running guests look up. A handler is stopped within two ticks of its deadline.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -113,6 +115,13 @@ impl Engine {
         self.inner.config
     }
 
+    /// Names the compiler and its settings: code that was compiled under another name does not run here.
+    pub fn compatibility(&self) -> Digest {
+        let mut hasher = Sha256Hasher(Sha256::new());
+        self.inner.wasmtime.precompile_compatibility_hash().hash(&mut hasher);
+        Digest::from_bytes(hasher.0.finalize().into())
+    }
+
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.inner.wasmtime
     }
@@ -138,6 +147,19 @@ impl Engine {
     /// clock may be about to move: a handler gets all of its time, and at most two ticks more.
     pub(crate) fn deadline(&self, deadline: Duration) -> Duration {
         self.now().saturating_add(deadline).saturating_add(TICK)
+    }
+}
+
+/// The standard library's own hasher is not the same in every release.
+struct Sha256Hasher(Sha256);
+
+impl Hasher for Sha256Hasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        0
     }
 }
 

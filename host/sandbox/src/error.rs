@@ -61,6 +61,26 @@ pub enum LoadError {
         /// The four bytes after the magic number.
         version: u32,
     },
+    /// It has more of something than any toolchain makes, which is how files are made that compile for minutes.
+    #[error("it has {count} {what}, and {most} is the most that is compiled")]
+    TooMuch {
+        /// How many.
+        count: u64,
+        /// Of what.
+        what: &'static str,
+        /// The cap.
+        most: u64,
+    },
+    /// It ends early or is garbled.
+    #[error(
+        "it does not compile: {text} at offset {offset:#x}, so the file is cut off or garbled; copy or build it again"
+    )]
+    Malformed {
+        /// The parser's words.
+        text: String,
+        /// Where, in bytes from the start.
+        offset: u64,
+    },
     /// It does not validate, uses a feature that is off, or cannot be compiled.
     #[error("it does not compile: {text}")]
     Compile {

@@ -11,9 +11,10 @@
 //! (digest, stream, id, attempt, recorded start); and no message meets the instance of another unless the plugin asks for it.
 //!
 //! This crate never touches Redis, a file or the network, and it never reads the wall clock. It decides nothing about
-//! retries. Read in this order: [`engine`], [`plugin`], [`describe`], `store`, `imports` and `wasi`, [`invoke`], `command`,
+//! retries. Read in this order: [`engine`], [`artifact`], `prepass`, [`plugin`], [`describe`], `store`, `imports` and `wasi`, [`invoke`], `command`,
 //! [`workers`].
 
+pub mod artifact;
 mod bindings;
 mod command;
 mod console;
@@ -23,13 +24,15 @@ pub mod error;
 mod imports;
 pub mod invoke;
 pub mod plugin;
+mod prepass;
 mod preview1;
 mod store;
 mod time;
 mod wasi;
 pub mod workers;
 
-pub use describe::{Description, describe};
+pub use artifact::{Artifact, compile};
+pub use describe::{Description, describe, describe_artifact};
 pub use engine::{Engine, EngineConfig};
 pub use error::{LoadError, SandboxError};
 pub use invoke::{Call, LogLevel, LogLine, Report, Slot, invoke};

@@ -13,6 +13,7 @@ use wasmtime::Module;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime_wasi::p2::bindings::sync::CommandPre;
 
+use crate::artifact::{Artifact, compile};
 use crate::bindings::{self, HANDLER_EXPORT, HandlerPre};
 use crate::error::SandboxError;
 use crate::store::State;
@@ -180,13 +181,21 @@ impl Plugin {
     /// # Errors
     /// Says what is wrong with the file, or what it asks for in vain.
     pub fn load(engine: &Engine, wasm: &[u8], spec: PluginSpec) -> Result<Plugin, LoadError> {
+        Plugin::from_artifact(engine, &compile(engine, wasm)?, spec)
+    }
+
+    /// The same from code that was compiled before, which takes milliseconds.
+    ///
+    /// # Errors
+    /// Says what the file asks for in vain, or that the code is another engine's.
+    pub fn from_artifact(engine: &Engine, artifact: &Artifact, spec: PluginSpec) -> Result<Plugin, LoadError> {
         let most_bytes = engine.config().memory_bytes_max;
         if spec.limits.memory_bytes > most_bytes {
             return Err(LoadError::LimitTooHigh { limit_bytes: spec.limits.memory_bytes, most_bytes });
         }
-        let code = match kind(wasm)? {
-            Kind::Component => component(engine, wasm)?,
-            Kind::Module => module(engine, wasm, &spec)?,
+        let code = match artifact.kind()? {
+            Kind::Component => component(engine, &artifact.component(engine)?)?,
+            Kind::Module => module(engine, &artifact.module(engine)?, &spec)?,
         };
         let plugin = Plugin { engine: engine.clone(), spec: Arc::new(spec), code };
         invoke::trial(&plugin)?;
@@ -231,7 +240,7 @@ pub(crate) fn kind(bytes: &[u8]) -> Result<Kind, LoadError> {
             Err(LoadError::UnknownVersion { version: u32::from_le_bytes([*a, *b, *c, *d]) })
         }
         [b'\0', b'a', b's', b'm', ..] => not("it ends within its header; copy it again"),
-        [0x7f, b'E', b'L', b'F', ..] if bytes.windows(9).take(65_536).any(|window| window == b".wasmtime") => not(
+        [0x7f, b'E', b'L', b'F', ..] if is_cwasm(bytes) => not(
             "it is code that wasmtime compiled (a .cwasm). This host compiles itself: give it the .wasm it was made from",
         ),
         [0x7f, b'E', b'L', b'F', ..] => {
@@ -246,6 +255,12 @@ pub(crate) fn kind(bytes: &[u8]) -> Result<Kind, LoadError> {
             |found| not(&found),
         ),
     }
+}
+
+/// Whether wasmtime made these bytes, by their header, or by a name in a header that another version wrote.
+fn is_cwasm(bytes: &[u8]) -> bool {
+    wasmtime::Engine::detect_precompiled(bytes).is_some()
+        || bytes.windows(9).take(65_536).any(|window| window == b".wasmtime")
 }
 
 /// What to say of a text file.
@@ -264,9 +279,8 @@ fn text(bytes: &[u8]) -> Option<String> {
     plain.then(|| format!("it is a text that begins with {shown:?}"))
 }
 
-/// Compiles and links a component, and finds out which of the two worlds it belongs to.
-fn component(engine: &Engine, wasm: &[u8]) -> Result<Code, LoadError> {
-    let component = Component::new(engine.wasmtime(), wasm).map_err(compile_error)?;
+/// Links a component, and finds out which of the two worlds it belongs to.
+fn component(engine: &Engine, component: &Component) -> Result<Code, LoadError> {
     let ty = component.component_type();
     let exports: Vec<String> = ty.exports(engine.wasmtime()).map(|(name, _)| name.to_owned()).collect();
     let is_handler = exports.iter().any(|name| name == HANDLER_EXPORT);
@@ -278,13 +292,13 @@ fn component(engine: &Engine, wasm: &[u8]) -> Result<Code, LoadError> {
     }
     let linker = component_linker(engine)?;
     let imports_error = |error: wasmtime::Error| LoadError::Imports { text: chain(&error), source: error.into() };
-    let pre = linker.instantiate_pre(&component).map_err(imports_error)?;
+    let pre = linker.instantiate_pre(component).map_err(imports_error)?;
     let wrong = |name: &str| {
         let name = name.to_owned();
         move |error: wasmtime::Error| LoadError::WrongSignature { name, text: chain(&error) }
     };
     if is_handler {
-        check_handler_type(&component).map_err(wrong(HANDLER_EXPORT))?;
+        check_handler_type(component).map_err(wrong(HANDLER_EXPORT))?;
         Ok(Code::Handler(HandlerPre::new(pre).map_err(wrong(HANDLER_EXPORT))?))
     } else {
         Ok(Code::Run(CommandPre::new(pre).map_err(wrong(RUN_EXPORT))?))
@@ -360,9 +374,8 @@ pub(crate) fn check_import(name: &str) -> Result<(), LoadError> {
     Err(LoadError::UnknownImport { name: name.to_owned(), hint, allowed: ALLOWED })
 }
 
-/// Compiles and links a core module: a preview 1 program.
-fn module(engine: &Engine, wasm: &[u8], spec: &PluginSpec) -> Result<Code, LoadError> {
-    let module = Module::new(engine.wasmtime(), wasm).map_err(compile_error)?;
+/// Links a core module: a preview 1 program.
+fn module(engine: &Engine, module: &Module, spec: &PluginSpec) -> Result<Code, LoadError> {
     if module.get_export("_start").is_none() {
         let exports: Vec<String> = module.exports().map(|export| export.name().to_owned()).collect();
         return Err(LoadError::NotACommand { exports: list(&exports) });
@@ -378,7 +391,7 @@ fn module(engine: &Engine, wasm: &[u8], spec: &PluginSpec) -> Result<Code, LoadE
     }
     let linker = preview1::linker(engine.wasmtime()).map_err(|error| SandboxError::Link { source: error.into() })?;
     let pre = linker
-        .instantiate_pre(&module)
+        .instantiate_pre(module)
         .map_err(|error| LoadError::Imports { text: chain(&error), source: error.into() })?;
     Ok(Code::Start(pre))
 }

@@ -30,6 +30,9 @@ pub fn retry_consumer() -> String {
     format!("~retry/{DELAY_MS_MAX}")
 }
 
+/// What plugins have been allowed, and which versions are approved by name.
+pub(crate) const APPROVALS_KEY: &str = "cofferdam:approvals";
+
 /// The stream on which a group gets back what was sent back from the dead letters.
 pub fn redrive_stream(group: &str) -> String {
     format!("cofferdam:redrive:{group}")

@@ -9,6 +9,7 @@
 //!             └────────── take (due retries, suspects of a silent host) ◀── park ┘
 //! ```
 
+mod approvals;
 mod audit;
 pub mod codec;
 pub mod dead_letters;
@@ -32,6 +33,7 @@ mod survey;
 mod trim;
 mod versions;
 
+pub use approvals::Approvals;
 pub use audit::{Audit, Rescued};
 pub use codec::{Codec, Decoded, RawEntry, Subscription, WhereRule, decode};
 pub use error::{Remedy, StreamError};

@@ -10,6 +10,7 @@ use cofferdam_streams::Store;
 
 use crate::cli::Common;
 use crate::commands::find;
+use crate::compile::Compiler;
 use crate::exit::{Environment, Failed, Usage};
 use crate::manifest::Manifest;
 use crate::quantity::span_argument;
@@ -115,7 +116,9 @@ fn only(dir: &Path, ending: &str) -> Result<PathBuf> {
 fn check(config: &crate::config::Config, candidate: &Candidate) -> Result<(String, String)> {
     let memory_bytes_max = 1 << 30;
     let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max })?;
-    match admit(&engine, config, candidate) {
+    // What is only checked is not kept.
+    let compiler = std::sync::Arc::new(Compiler::new(engine, config.compile, None));
+    match admit(&compiler, config, candidate) {
         Ok(version) => Ok((version.manifest.name.clone(), version.terms.stamp.digest.clone())),
         Err(refusal) => bail!(Failed(format!("refused at the step \"{}\": {}", refusal.step, refusal.text))),
     }
@@ -193,6 +196,10 @@ pub(crate) async fn wait(store: &Store, name: &str, digest: &str, limit: Duratio
             let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
             match reports.iter().find(|report| report.name == name) {
                 Some(report) if report.digest == digest && report.state == State::Running => live += 1,
+                Some(report) if report.candidate == digest && report.awaits_approval => {
+                    let text = report.detail.lines().map(screen::safe).collect::<Vec<_>>().join("\n");
+                    bail!(Failed(format!("it is placed, and waits on {}: {text}", host.consumer)));
+                }
                 Some(report) if report.candidate == digest && !report.detail.is_empty() => {
                     bail!(Failed(format!("{} refused it: {}", host.consumer, screen::safe(&report.detail))));
                 }

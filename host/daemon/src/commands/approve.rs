@@ -1,0 +1,74 @@
+//! `cofferdam approve`: let a version run that asks for more than its plugin has been allowed so far.
+
+use anyhow::{Result, bail};
+use cofferdam_streams::Act;
+
+use crate::cli::Common;
+use crate::clock;
+use crate::commands::deploy::short;
+use crate::commands::find;
+use crate::exit::Failed;
+use crate::screen::{line, safe, who};
+use crate::supervisor::PluginReport;
+
+/// Flags of `approve`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  cofferdam approve classify --digest 3f2a9c --reason 'reads the ssh stream too, as agreed'"
+)]
+pub(crate) struct Args {
+    /// The plugin
+    #[arg(value_name = "PLUGIN")]
+    plugin: String,
+    /// Only if the waiting version's digest begins so [default: whichever waits]
+    #[arg(long, value_name = "DIGEST", default_value = "")]
+    digest: String,
+    /// Why, for the operator log
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+}
+
+pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
+    let store = find(common).await?.store;
+    let mut waiting: Vec<PluginReport> = Vec::new();
+    for host in store.hosts().await? {
+        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+        waiting.extend(reports.into_iter().filter(|report| report.name == args.plugin && report.awaits_approval));
+    }
+    waiting.sort_by(|a, b| a.candidate.cmp(&b.candidate));
+    waiting.dedup_by(|a, b| a.candidate == b.candidate);
+    waiting.retain(|report| report.candidate.starts_with(&args.digest));
+    let report = match waiting.as_slice() {
+        [report] => report,
+        [] => bail!(Failed(format!(
+            "no version of {}{} waits for approval; what waits is shown by: cofferdam plugins",
+            safe(&args.plugin),
+            if args.digest.is_empty() { String::new() } else { format!(" that begins with {}", safe(&args.digest)) }
+        ))),
+        several => {
+            let digests: Vec<&str> = several.iter().map(|report| report.candidate.as_str()).collect();
+            bail!(Failed(format!("several versions wait; say which with --digest: {}", digests.join(", "))));
+        }
+    };
+    let (at, who) = (clock::iso(clock::now_ms()), who());
+    store
+        .approve(&Act {
+            at: &at,
+            who: &who,
+            verb: "approve",
+            what: &report.detail,
+            why: &args.reason,
+            plugin: &report.name,
+            digest: &report.candidate,
+        })
+        .await?;
+    if common.json {
+        line(
+            &serde_json::json!({"plugin": report.name, "digest": report.candidate, "asks": report.detail}).to_string(),
+        );
+        return Ok(());
+    }
+    report.detail.lines().for_each(|text| line(&safe(text)));
+    line(&format!("approved: {} {}; hosts hear of it within 5 s", safe(&report.name), short(&report.candidate)));
+    Ok(())
+}

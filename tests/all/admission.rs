@@ -1,0 +1,106 @@
+use std::fs;
+use std::path::PathBuf;
+
+use cofferdam_tests::{Host, Place, Redis, guest, program, publish, wait_until};
+
+const MANIFEST: &str = "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n";
+
+/// A program of functions that each nest loops over many locals: small, valid, under every cap, and dear to compile.
+fn bomb(functions: usize, loops: usize) -> Vec<u8> {
+    let locals = "i64 ".repeat(1_000);
+    let open: String = (0..loops)
+        .map(|depth| format!("loop local.get {} local.set {} ", depth * 7 % 1_000, depth * 13 % 1_000))
+        .collect();
+    let close = "local.get 0 i64.eqz br_if 0 end ".repeat(loops);
+    let function = format!("(func (local {locals}) {open}{close})");
+    let text =
+        format!(r#"(module (memory (export "memory") 1) (func (export "_start")) {})"#, function.repeat(functions));
+    wat::parse_str(text).unwrap()
+}
+
+fn code_files(host: &Host) -> Vec<PathBuf> {
+    let entries = fs::read_dir(host.data.join("compiled")).unwrap().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|ending| ending == "code")).collect()
+}
+
+#[test]
+fn bombs_for_the_compiler_are_refused_with_the_number_while_a_neighbour_goes_on() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let limits = [("COFFERDAM__LIMITS__COMPILE_TIME", "2s"), ("COFFERDAM__LIMITS__COMPILE_MEMORY", "200MiB")];
+    let mut host =
+        Host::start(&program(), &redis.url(), &place.directory.path().join("data"), &place.plugins(), &limits);
+    publish(&redis, "stream:in", (0..10).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    wait_until("the neighbour is live", || redis.number(&["XLEN", "stream:out"]) == 10);
+    place.put("slow", &bomb(400, 100), MANIFEST);
+    place.put("deep", &bomb(1, 101), MANIFEST);
+    publish(&redis, "stream:in", (10..500).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    let refused = |plugin: &str, parts: [&str; 2]| {
+        let status = place.plugins().join(format!("{plugin}.status.txt"));
+        wait_until("its refusal is told beside the file", || {
+            fs::read_to_string(&status).is_ok_and(|text| parts.iter().all(|part| text.contains(part)))
+        });
+    };
+    refused("deep", ["caps: it has 101 loops nested in one function", "100 is the most"]);
+    refused("slow", ["compile: ", "in cofferdam.toml"]);
+    wait_until("the neighbour has gone on", || redis.number(&["XLEN", "stream:out"]) == 500);
+    assert!(host.lives());
+    assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
+    let text = fs::read_to_string(place.plugins().join("slow.status.txt")).unwrap();
+    assert!(
+        text.contains("2s of processor time") || text.contains("of memory") || text.contains("by the clock"),
+        "{text}"
+    );
+}
+
+#[test]
+fn code_is_compiled_once_and_again_when_its_seal_is_broken() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let answers = |count: u64| {
+        publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
+        wait_until("it is live and answers", || redis.number(&["XLEN", "stream:out"]) == count);
+    };
+    let host = place.host(&redis, 1);
+    answers(1);
+    let files = code_files(&host);
+    assert_eq!(files.len(), 1, "one version, one file: {files:?}");
+    let good = fs::read(&files[0]).unwrap();
+    let written = fs::metadata(&files[0]).unwrap().modified().unwrap();
+    host.stop();
+    // The next host takes it as it is.
+    let host = place.host(&redis, 1);
+    answers(2);
+    assert_eq!(fs::metadata(&files[0]).unwrap().modified().unwrap(), written, "it was not compiled again");
+    host.stop();
+    // Somebody changes the machine code.
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 0xff;
+    fs::write(&files[0], &bad).unwrap();
+    let host = place.host(&redis, 1);
+    answers(3);
+    assert!(host.log().contains("wrong seal"), "{}", host.log());
+    assert_ne!(fs::read(&files[0]).unwrap(), bad, "it was compiled again");
+}
+
+#[test]
+fn code_that_was_compiled_elsewhere_is_never_loaded() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let host = place.host(&redis, 1);
+    // What this very program has compiled, taken out of its own cache and offered as a plugin.
+    place.put_actor("");
+    wait_until("the cache has code", || !code_files(&host).is_empty());
+    let code = fs::read(&code_files(&host)[0]).unwrap();
+    place.put("native", &code[32..], MANIFEST);
+    let status = place.plugins().join("native.status.txt");
+    wait_until("it is refused and called by its name", || {
+        fs::read_to_string(&status).is_ok_and(|text| text.contains("a .cwasm") && text.contains("compiles itself"))
+    });
+    // And a component that is cut off after a whole section, which would be valid, against its manifest's sha256.
+    let wasm = guest("test/actor.wasm");
+    place.put("short", &wasm, MANIFEST);
+    fs::write(place.plugins().join("short.wasm"), &wasm[..8]).unwrap();
+    let status = place.plugins().join("short.status.txt");
+    wait_until("the cut is noticed", || fs::read_to_string(&status).is_ok_and(|text| text.contains("whole file: ")));
+}
