@@ -22,15 +22,17 @@ pub mod engine;
 pub mod error;
 mod imports;
 pub mod invoke;
+mod mutants;
 pub mod plugin;
 mod preview1;
+mod quota;
 mod store;
 mod time;
 mod wasi;
 pub mod workers;
 
 pub use describe::{Description, describe};
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, WASM_STACK_BYTES as GUEST_STACK_BYTES};
 pub use error::{LoadError, SandboxError};
 pub use invoke::{Call, LogLevel, LogLine, Report, Slot, invoke};
 pub use plugin::{Abi, Digest, Instances, Limits, Plugin, PluginSpec};
