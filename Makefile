@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Both set up what a fresh machine lacks. `make chaos` takes hours.
-.PHONY: demo test build setup guests check unit mutants mutants-table end-to-end soak chaos bench clean
+.PHONY: demo test build setup guests check unit mutants mutants-table sandbox-table end-to-end soak chaos bench clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 export CARGO_TARGET_DIR := $(abspath $(target))
@@ -48,6 +48,10 @@ mutants: build
 mutants-table: mutants
 	cargo build --locked --release -p cofferdam-simulation --features mutants
 	@./tests/mutants.sh
+
+# What each hostile guest did, into docs/sandbox.md.
+sandbox-table: mutants
+	@./tests/sandbox_table.sh
 
 end-to-end: mutants
 	cargo test --locked --release -p cofferdam-tests -- --test-threads=$(or $(TEST_THREADS),2)

@@ -20,6 +20,8 @@ mod documents;
 mod failover;
 /// What becomes of a delivery: every outcome and fault, and what is left in Redis.
 mod formats;
+/// Guests that mean harm, all 80 kinds of them.
+mod hostile;
 mod life;
 /// Bugs on purpose, each with the damage that it does: what the other tests would have to see.
 mod mutants;

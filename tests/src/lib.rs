@@ -4,6 +4,8 @@
 
 /// What a run under fire must leave behind.
 pub mod checker;
+/// Guests from text, hostile ones among them.
+pub mod guests;
 /// A bad network between hosts and a Redis.
 pub mod proxy;
 /// Servers that die and come back, and who talks to them.

@@ -38,14 +38,7 @@ struct PluginFrame {
     config: BTreeMap<String, String>,
     subscribe: Vec<String>,
     emit: Vec<String>,
-    memory_bytes: u64,
-    deadline: Duration,
-    output_bytes: u64,
-    events: u32,
-    log_lines: u32,
-    log_bytes: u64,
-    host_calls: u64,
-    message_bytes: u64,
+    limits: Limits,
 }
 
 /// What the process says before the first message.
@@ -91,6 +84,7 @@ enum ResultFrame {
     Trap { text: String, backtrace: String },
     Deadline { deadline: Duration },
     Memory { limit_bytes: u64, text: String },
+    Limit { code: String, text: String, backtrace: String },
     BadOutput { code: String, text: String },
     Host { text: String },
 }
@@ -201,20 +195,10 @@ pub(crate) fn serve(bounds: &Bounds) -> anyhow::Result<()> {
 }
 
 fn load(engine: &Engine, frame: PluginFrame, artifact: Artifact) -> anyhow::Result<std::sync::Arc<Plugin>> {
-    let limits = Limits {
-        memory_bytes: frame.memory_bytes,
-        deadline: frame.deadline,
-        output_bytes: frame.output_bytes,
-        events: frame.events,
-        log_lines: frame.log_lines,
-        log_bytes: frame.log_bytes,
-        host_calls: frame.host_calls,
-        message_bytes: frame.message_bytes,
-    };
     let spec = PluginSpec {
         name: frame.name,
         digest: Digest::from_bytes(frame.digest),
-        limits,
+        limits: frame.limits,
         instances: if frame.reuse { Instances::Reuse } else { Instances::Fresh },
         config: frame.config,
         route: Route::new(frame.subscribe, frame.emit)?,
@@ -223,7 +207,7 @@ fn load(engine: &Engine, frame: PluginFrame, artifact: Artifact) -> anyhow::Resu
 }
 
 fn plugin_frame(version: &Version) -> PluginFrame {
-    let (spec, limits) = (version.plugin.spec(), version.limits);
+    let spec = version.plugin.spec();
     PluginFrame {
         name: spec.name.clone(),
         digest: *spec.digest.as_bytes(),
@@ -231,14 +215,7 @@ fn plugin_frame(version: &Version) -> PluginFrame {
         config: spec.config.clone(),
         subscribe: spec.route.subscribe().to_vec(),
         emit: spec.route.emit().to_vec(),
-        memory_bytes: limits.memory_bytes,
-        deadline: limits.deadline,
-        output_bytes: limits.output_bytes,
-        events: limits.events,
-        log_lines: limits.log_lines,
-        log_bytes: limits.log_bytes,
-        host_calls: limits.host_calls,
-        message_bytes: limits.message_bytes,
+        limits: version.limits,
     }
 }
 
@@ -286,6 +263,9 @@ impl From<Report> for ReportFrame {
             Err(Fault::Trap { text, backtrace }) => ResultFrame::Trap { text, backtrace },
             Err(Fault::Deadline { deadline }) => ResultFrame::Deadline { deadline },
             Err(Fault::Memory { limit_bytes, text }) => ResultFrame::Memory { limit_bytes, text },
+            Err(Fault::Limit { code, text, backtrace }) => {
+                ResultFrame::Limit { code: code.to_string(), text, backtrace }
+            }
             Err(Fault::BadOutput { code, text }) => ResultFrame::BadOutput { code: code.to_string(), text },
             // A call gives none of the others: they are known before it, or are about it.
             Err(other) => ResultFrame::Host { text: other.to_string() },
@@ -304,6 +284,9 @@ impl From<ReportFrame> for Report {
             ResultFrame::Trap { text, backtrace } => Err(Fault::Trap { text, backtrace }),
             ResultFrame::Deadline { deadline } => Err(Fault::Deadline { deadline }),
             ResultFrame::Memory { limit_bytes, text } => Err(Fault::Memory { limit_bytes, text }),
+            ResultFrame::Limit { code, text, backtrace } => {
+                Err(Fault::Limit { code: code.parse().unwrap_or(ReasonCode::Trap), text, backtrace })
+            }
             ResultFrame::BadOutput { code, text } => {
                 Err(Fault::BadOutput { code: code.parse().unwrap_or(ReasonCode::BadOutput), text })
             }

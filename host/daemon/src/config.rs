@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use cofferdam_delivery::DeliveryConfig;
 use cofferdam_model::StreamPattern;
+use cofferdam_sandbox::Limits;
 use cofferdam_streams::Retention;
 use serde::Deserialize;
 
@@ -53,13 +54,24 @@ struct RawPolicySection {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawPolicy {
     read: Option<Vec<String>>,
     emit: Option<Vec<String>>,
+    instances: Option<Vec<String>>,
+    concurrency: Option<usize>,
     memory: Option<Bytes>,
     deadline: Option<Span>,
-    instances: Option<Vec<String>>,
+    output: Option<Bytes>,
+    events: Option<u32>,
+    message: Option<Bytes>,
+    log_lines: Option<u32>,
+    log: Option<Bytes>,
+    host_calls: Option<u64>,
+    table_elements: Option<u64>,
+    random: Option<Bytes>,
+    events_per_second: Option<u64>,
+    output_per_second: Option<Bytes>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -90,13 +102,35 @@ struct RawSite {
     config: BTreeMap<String, String>,
 }
 
+/// What every plugin can have when no policy says otherwise: beyond what handlers of events need, and so that the threads of one
+/// plugin together stay within what a small machine has.
+const CEILING: Limits = Limits {
+    memory_bytes: 256 << 20,
+    deadline: Duration::from_secs(30),
+    output_bytes: 32 << 20,
+    events: 100_000,
+    log_lines: 10_000,
+    log_bytes: 4 << 20,
+    host_calls: 100_000_000,
+    table_elements: 100_000,
+    random_bytes: 64 << 20,
+    // A host that is to write without a pause is not slowed down unasked.
+    events_per_second: None,
+    output_bytes_per_second: None,
+    message_bytes: 32 << 20,
+};
+/// Threads of one plugin, whatever its manifest asks for.
+const THREADS_MAX: usize = 256;
+
 /// What an operator grants a plugin at most.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) read: Vec<StreamPattern>,
     pub(crate) emit: Vec<StreamPattern>,
-    pub(crate) memory_bytes: u64,
-    pub(crate) deadline: Duration,
+    /// The most that a manifest's `[limits]` can have.
+    pub(crate) ceiling: Limits,
+    /// Threads on this host.
+    pub(crate) concurrency_max: usize,
     pub(crate) fresh: bool,
     pub(crate) reuse: bool,
 }
@@ -273,11 +307,30 @@ fn policy(raw: &RawPolicy, base: Option<&Policy>) -> Result<Policy> {
     Ok(Policy {
         read: patterns("read", &raw.read, &["*"], base.map(|base| &base.read))?,
         emit: patterns("emit", &raw.emit, &["*"], base.map(|base| &base.emit))?,
-        memory_bytes: raw.memory.map(|bytes| bytes.0).or(base.map(|base| base.memory_bytes)).unwrap_or(256 << 20),
-        deadline: raw.deadline.map(|span| span.0).or(base.map(|base| base.deadline)).unwrap_or(Duration::from_secs(30)),
+        ceiling: ceiling(raw, base.map_or(CEILING, |base| base.ceiling)),
+        concurrency_max: raw.concurrency.or(base.map(|base| base.concurrency_max)).unwrap_or(THREADS_MAX).max(1),
         fresh: instances.0,
         reuse: instances.1,
     })
+}
+
+/// What a policy says, and of the rest what stands above it.
+fn ceiling(raw: &RawPolicy, above: Limits) -> Limits {
+    let bytes = |given: Option<Bytes>, above: u64| given.map_or(above, |bytes| bytes.0);
+    Limits {
+        memory_bytes: bytes(raw.memory, above.memory_bytes),
+        deadline: raw.deadline.map_or(above.deadline, |span| span.0),
+        output_bytes: bytes(raw.output, above.output_bytes),
+        events: raw.events.unwrap_or(above.events),
+        log_lines: raw.log_lines.unwrap_or(above.log_lines),
+        log_bytes: bytes(raw.log, above.log_bytes),
+        host_calls: raw.host_calls.unwrap_or(above.host_calls),
+        table_elements: raw.table_elements.unwrap_or(above.table_elements),
+        random_bytes: bytes(raw.random, above.random_bytes),
+        events_per_second: raw.events_per_second.or(above.events_per_second),
+        output_bytes_per_second: raw.output_per_second.map(|bytes| bytes.0).or(above.output_bytes_per_second),
+        message_bytes: bytes(raw.message, above.message_bytes),
+    }
 }
 
 fn find_file(overrides: &Overrides) -> Result<Option<PathBuf>> {
@@ -400,8 +453,11 @@ mod tests {
     #[test]
     fn a_plugin_policy_takes_from_the_default_what_it_does_not_say() {
         let config = load("[policy.default]\nmemory = \"8MiB\"\n[policy.plugins.x]\ndeadline = \"3s\"").unwrap();
-        assert_eq!((config.policy("x").memory_bytes, config.policy("x").deadline), (8 << 20, Duration::from_secs(3)));
-        assert_eq!(config.policy("y").deadline, Duration::from_secs(30));
+        let (x, y) = (config.policy("x").ceiling, config.policy("y").ceiling);
+        assert_eq!(
+            (x.memory_bytes, x.deadline, y.deadline),
+            (8 << 20, Duration::from_secs(3), Duration::from_secs(30))
+        );
     }
 
     #[test]

@@ -91,6 +91,7 @@ pub(crate) struct RawBackoff {
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+// Keys that came later are left out of the canonical text when nobody wrote them, so that digests stay what they were.
 pub(crate) struct RawLimits {
     memory: Option<Bytes>,
     deadline: Option<Span>,
@@ -98,6 +99,18 @@ pub(crate) struct RawLimits {
     events: Option<u32>,
     message: Option<Bytes>,
     log_lines: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<Bytes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_calls: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table_elements: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    random: Option<Bytes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events_per_second: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_per_second: Option<Bytes>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -261,7 +274,12 @@ fn limits(raw: &RawLimits) -> Result<Limits, ManifestError> {
         events: raw.events.unwrap_or(default.events),
         message_bytes: raw.message.map_or(default.message_bytes, |bytes| bytes.0),
         log_lines: raw.log_lines.unwrap_or(default.log_lines),
-        ..default
+        log_bytes: raw.log.map_or(default.log_bytes, |bytes| bytes.0),
+        host_calls: raw.host_calls.unwrap_or(default.host_calls),
+        table_elements: raw.table_elements.unwrap_or(default.table_elements),
+        random_bytes: raw.random.map_or(default.random_bytes, |bytes| bytes.0),
+        events_per_second: raw.events_per_second,
+        output_bytes_per_second: raw.output_per_second.map(|bytes| bytes.0),
     };
     if limits.memory_bytes < 64 << 10 {
         return Err(value("limits.memory", &limits.memory_bytes.to_string(), "one page of wasm memory is 64KiB"));

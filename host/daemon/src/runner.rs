@@ -1,6 +1,6 @@
 //! Running deliveries with wasmtime: on the plugin's own threads, and suspects in a process of their own.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cofferdam_delivery::{Job, Runner, Surroundings, Terms};
@@ -28,10 +28,11 @@ pub(crate) struct PluginRunner {
 impl PluginRunner {
     /// For the plugin `name`, on at most `threads` threads.
     pub(crate) fn new(name: &str, threads: usize, seat: Arc<Seat>) -> Self {
-        let here = seat.clone();
-        let workers = Workers::new(name, threads, move |slot: &mut Slot, job| run(slot, &here, job));
+        let gate = Arc::new(LogGate::default());
+        let (here, lines) = (seat.clone(), gate.clone());
+        let workers = Workers::new(name, threads, move |slot: &mut Slot, job| run(slot, &here, &lines, job));
         let (there, process) = (seat.clone(), Apart::default());
-        let apart = Workers::new(name, 1, move |_: &mut Slot, job| run_apart(&process, &there, job));
+        let apart = Workers::new(name, 1, move |_: &mut Slot, job| run_apart(&process, &there, &gate, job));
         PluginRunner { seat, workers, apart, threads }
     }
 }
@@ -68,7 +69,7 @@ impl Surroundings for System {
 }
 
 /// Runs a job on a plugin's own thread.
-fn run(slot: &mut Slot, seat: &Seat, mut job: Job) {
+fn run(slot: &mut Slot, seat: &Seat, gate: &LogGate, mut job: Job) {
     let mut handed_back = Instant::now();
     while let Some(delivery) = job.current() {
         // One version for the whole call, whatever is swapped meanwhile.
@@ -81,7 +82,7 @@ fn run(slot: &mut Slot, seat: &Seat, mut job: Job) {
         let attempt = delivery.attempt(&version.terms.forgiven);
         let call = Call { message: &delivery.message, attempt, started_ms };
         let report = cofferdam_sandbox::invoke(&version.plugin, slot, &call);
-        finish(&mut job, &version, report, started_ms);
+        finish(&mut job, gate, &version, report, started_ms);
         if handed_back.elapsed() >= HAND_BACK_AFTER {
             handed_back = Instant::now();
             job.hand_back();
@@ -90,7 +91,7 @@ fn run(slot: &mut Slot, seat: &Seat, mut job: Job) {
 }
 
 /// Runs a job of suspects, each alone in another process.
-fn run_apart(process: &Apart, seat: &Seat, mut job: Job) {
+fn run_apart(process: &Apart, seat: &Seat, gate: &LogGate, mut job: Job) {
     while let Some(delivery) = job.current() {
         let Some(version) = seat.current() else { return };
         if job.is_stopping() {
@@ -98,7 +99,7 @@ fn run_apart(process: &Apart, seat: &Seat, mut job: Job) {
         }
         let started_ms = clock::now_ms();
         match process.run(&version, delivery, started_ms) {
-            Ok(report) => finish(&mut job, &version, report, started_ms),
+            Ok(report) => finish(&mut job, gate, &version, report, started_ms),
             Err(fault) => {
                 version.fared.note(false);
                 let evidence = Evidence { started_ms: Some(started_ms), ..Evidence::default() };
@@ -109,9 +110,9 @@ fn run_apart(process: &Apart, seat: &Seat, mut job: Job) {
     }
 }
 
-fn finish(job: &mut Job, version: &Version, report: Report, started_ms: u64) {
+fn finish(job: &mut Job, gate: &LogGate, version: &Version, report: Report, started_ms: u64) {
     let Some(delivery) = job.current() else { return };
-    log_lines(&version.manifest.name, &delivery.message, &report.log);
+    log_lines(gate, &version.manifest.name, &delivery.message, &report.log);
     let failed = !matches!(report.result, Ok(Outcome::Events(_)));
     // What the host itself could not do says nothing of a version.
     if !matches!(report.result, Err(Fault::Host { .. })) {
@@ -127,9 +128,44 @@ fn finish(job: &mut Job, version: &Version, report: Report, started_ms: u64) {
     job.finish(report.result, Some(version.terms.clone()), evidence);
 }
 
+/// Lets through what somebody could read, so that a plugin which logs at every message fills no disk.
+#[derive(Default)]
+struct LogGate {
+    /// Since when is counted, lines let through since, and lines left out since.
+    counted: Mutex<Option<(Instant, usize, u64)>>,
+}
+
+/// Lines of one plugin that go to the host's log in a second: what a terminal shows in passing.
+const LINES_A_SECOND: usize = 1_000;
+
+impl LogGate {
+    /// How many of these lines may be written, and how many were left out in the second before this one.
+    fn pass(&self, lines: usize) -> (usize, u64) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = 0;
+        let (since, passed, left_out) = match *counted {
+            Some((since, passed, left_out)) if since.elapsed() < Duration::from_secs(1) => (since, passed, left_out),
+            other => {
+                before = other.map_or(0, |(_, _, left_out)| left_out);
+                (Instant::now(), 0, 0)
+            }
+        };
+        let room = lines.min(LINES_A_SECOND.saturating_sub(passed));
+        *counted = Some((since, passed + room, left_out + (lines - room) as u64));
+        (room, before)
+    }
+}
+
 /// What a handler logs goes to the host's log, one line each, with the plugin and the message.
-fn log_lines(plugin: &str, message: &Message, lines: &[LogLine]) {
-    for LogLine { level, line } in lines {
+fn log_lines(gate: &LogGate, plugin: &str, message: &Message, lines: &[LogLine]) {
+    if lines.is_empty() {
+        return;
+    }
+    let (room, left_out) = gate.pass(lines.len());
+    if left_out > 0 {
+        tracing::warn!(target: "plugin", plugin, "{left_out} lines of its log were left out: more than {LINES_A_SECOND} a second");
+    }
+    for LogLine { level, line } in lines.iter().take(room) {
         let (line, id) = (safe(line), message.id);
         match level {
             LogLevel::Error => tracing::error!(target: "plugin", plugin, %id, "{line}"),
@@ -153,5 +189,21 @@ pub(crate) fn die_if_told(_message: &Message) {}
 pub(crate) fn die_if_told(message: &Message) {
     if message.payload.contains(r#""do":"kill-host""#) {
         std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_lines_than_anybody_reads_are_left_out_and_counted() {
+        let gate = LogGate::default();
+        assert_eq!(gate.pass(900), (900, 0));
+        assert_eq!(gate.pass(300), (100, 0));
+        *gate.counted.lock().unwrap() =
+            Instant::now().checked_sub(Duration::from_secs(2)).map(|then| (then, 1_000, 200));
+        assert_eq!(gate.pass(5), (5, 200));
+        assert_eq!(gate.pass(5), (5, 0));
     }
 }

@@ -189,7 +189,7 @@ impl Supervisor {
         let seat = Arc::new(Seat::default());
         seat.swap(version.clone());
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let threads = manifest.concurrency.unwrap_or(cores);
+        let threads = manifest.concurrency.unwrap_or(cores).min(version.threads_max);
         let runner = Arc::new(PluginRunner::new(&manifest.name, threads, seat.clone()));
         let breaker = Arc::new(PluginBreaker::new());
         let redrive = Subscribed {

@@ -30,6 +30,8 @@ pub(crate) struct Version {
     pub(crate) terms: Arc<Terms>,
     /// What it is granted.
     pub(crate) limits: Limits,
+    /// Threads that the operator grants it on this host.
+    pub(crate) threads_max: usize,
     /// Its code, for the process that suspects run in.
     pub(crate) wasm: Arc<[u8]>,
     pub(crate) plugin: Arc<Plugin>,
@@ -102,10 +104,11 @@ pub(crate) fn admit(compiler: &Arc<Compiler>, config: &Config, candidate: &Candi
     let terms = Terms {
         stamp: Arc::new(stamp),
         retry: manifest.retry,
-        message_bytes_max: manifest.limits.message_bytes,
+        message_bytes_max: limits.message_bytes,
         forgiven: Vec::new(),
     };
     Ok(Version {
+        threads_max: config.policy(&manifest.name).concurrency_max,
         manifest,
         terms: Arc::new(terms),
         limits,
@@ -143,11 +146,7 @@ pub(crate) fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Re
         );
         return Err(refuse("grants", text));
     }
-    Ok(Limits {
-        memory_bytes: manifest.limits.memory_bytes.min(policy.memory_bytes),
-        deadline: manifest.limits.deadline.min(policy.deadline),
-        ..manifest.limits
-    })
+    Ok(manifest.limits.under(&policy.ceiling))
 }
 
 /// Where a plugin's live version sits. A swap is one atomic store; calls under way keep the version they began with.

@@ -35,18 +35,34 @@ reason_codes! {
     Retry = "retry";
     /// The handler returned `reject`: it will never be able to handle this message.
     Reject = "reject";
-    /// The handler trapped: a panic, unreachable code, a bad memory access, a stack overflow, an exit in mid-handler.
+    /// The handler trapped: a panic, unreachable code, a bad memory access, an exit in mid-handler.
     Trap = "trap";
+    /// The handler recursed deeper than the stack that it has.
+    Stack = "stack";
     /// The handler ran past `limits.deadline` and was stopped.
     Deadline = "deadline";
     /// The handler failed after it was refused memory beyond `limits.memory`.
     Memory = "memory";
+    /// The handler failed after it was refused a table beyond `limits.table-elements`.
+    Tables = "tables";
+    /// The handler made more calls of host functions than `limits.host-calls`.
+    HostCalls = "host-calls";
+    /// One call of a host function carried more than the host takes at once: about twice `limits.output`.
+    CallBytes = "call-bytes";
+    /// The handler asked for more random bytes than `limits.random`.
+    Random = "random";
     /// The handler's answer breaks the contract: a payload that is not JSON, a priority outside 1 to 4, a line that is no event.
     BadOutput = "bad-output";
     /// The handler returned more events than `limits.events` or more bytes than `limits.output`.
     OutputLimit = "output-limit";
+    /// The handler returned more events or bytes within a second than `limits.outputs-per-second` or `limits.output-per-second`.
+    OutputRate = "output-rate";
     /// The handler emitted to a stream that its manifest's `emit` does not name or the operator does not grant.
     NotGranted = "not-granted";
+    /// The handler emitted to a stream that only the host writes: dead letters, the operator log, `cofferdam:*`.
+    ReservedStream = "reserved-stream";
+    /// The handler emitted to a name that no stream can have: empty, too long, or with other characters than letters, digits and . : _ - / { }.
+    BadStreamName = "bad-stream-name";
     /// The handler set a field that is the host's: `cofferdam_*`, or one of the envelope's.
     ReservedField = "reserved-field";
     /// The stream that the event goes to exists and is not a stream.

@@ -278,10 +278,18 @@ fn in_a_run(code: ReasonCode) -> bool {
         | ReasonCode::Reject
         | ReasonCode::Trap
         | ReasonCode::Deadline
+        | ReasonCode::Stack
         | ReasonCode::Memory
+        | ReasonCode::Tables
+        | ReasonCode::HostCalls
+        | ReasonCode::CallBytes
+        | ReasonCode::Random
         | ReasonCode::BadOutput
         | ReasonCode::OutputLimit
+        | ReasonCode::OutputRate
         | ReasonCode::NotGranted
+        | ReasonCode::ReservedStream
+        | ReasonCode::BadStreamName
         | ReasonCode::ReservedField
         | ReasonCode::BadOutputKey => true,
         ReasonCode::Malformed

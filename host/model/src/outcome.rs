@@ -54,7 +54,7 @@ pub enum Blame {
 /// How a call failed that gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The guest trapped: unreachable code, a bad memory access, a stack overflow, a panic, or an exit in mid-handler.
+    /// The guest trapped: unreachable code, a bad memory access, a panic, or an exit in mid-handler.
     #[error("the handler trapped: {text}")]
     Trap {
         /// What the engine says of it, with the guest's own panic text when it wrote one.
@@ -75,6 +75,16 @@ pub enum Fault {
         limit_bytes: u64,
         /// How it failed.
         text: String,
+    },
+    /// It took more of something than it may: stack, tables, calls of the host, random bytes.
+    #[error("the handler went beyond a limit: {text}")]
+    Limit {
+        /// Of what.
+        code: ReasonCode,
+        /// The limit in force, and how it failed.
+        text: String,
+        /// The wasm backtrace, innermost frame first; empty when there is none.
+        backtrace: String,
     },
     /// Its answer breaks the contract: an event over a cap, to a stream it may not write, not JSON, a reserved name.
     #[error("bad output: {text}")]
@@ -130,9 +140,11 @@ impl Fault {
     /// Whose fault it is.
     pub fn blame(&self) -> Blame {
         match self {
-            Fault::Trap { .. } | Fault::Deadline { .. } | Fault::Memory { .. } | Fault::BadOutput { .. } => {
-                Blame::Plugin
-            }
+            Fault::Trap { .. }
+            | Fault::Deadline { .. }
+            | Fault::Memory { .. }
+            | Fault::Limit { .. }
+            | Fault::BadOutput { .. } => Blame::Plugin,
             Fault::Malformed { .. } | Fault::TooLarge { .. } | Fault::Loop { .. } | Fault::HostCrashes { .. } => {
                 Blame::Message
             }
@@ -147,7 +159,7 @@ impl Fault {
             Fault::Trap { .. } => ReasonCode::Trap,
             Fault::Deadline { .. } => ReasonCode::Deadline,
             Fault::Memory { .. } => ReasonCode::Memory,
-            Fault::BadOutput { code, .. } => *code,
+            Fault::Limit { code, .. } | Fault::BadOutput { code, .. } => *code,
             Fault::Malformed { .. } => ReasonCode::Malformed,
             Fault::TooLarge { .. } => ReasonCode::TooLarge,
             Fault::Loop { .. } => ReasonCode::Loop,
@@ -159,8 +171,9 @@ impl Fault {
     /// The wasm backtrace, when there is one.
     pub fn backtrace(&self) -> Option<&str> {
         match self {
-            Fault::Trap { backtrace, .. } if !backtrace.is_empty() => Some(backtrace),
+            Fault::Trap { backtrace, .. } | Fault::Limit { backtrace, .. } if !backtrace.is_empty() => Some(backtrace),
             Fault::Trap { .. }
+            | Fault::Limit { .. }
             | Fault::Deadline { .. }
             | Fault::Memory { .. }
             | Fault::BadOutput { .. }

@@ -110,6 +110,19 @@ pub fn check_stream_name(name: &str) -> Result<(), RouteError> {
     Ok(())
 }
 
+/// An error about a name whose text does not repeat the name, which a guest may have chosen to be long.
+fn short(error: &RouteError) -> String {
+    match error {
+        RouteError::BadName { .. } => String::from("use letters, digits and . : _ - / { } only"),
+        RouteError::EmptyName
+        | RouteError::NameTooLong { .. }
+        | RouteError::Reserved { .. }
+        | RouteError::NoSubscription
+        | RouteError::SubscribedTwice { .. }
+        | RouteError::OwnCycle { .. } => error.to_string(),
+    }
+}
+
 /// Whether a stream is the host's own to write: dead letters, the operator log and everything under `cofferdam:`.
 pub fn is_reserved(stream: &str) -> bool {
     stream == DEAD_LETTER_STREAM || stream == OPERATOR_LOG_STREAM || stream.starts_with(RESERVED_PREFIX)
@@ -175,6 +188,15 @@ impl Route {
         let bad = |code, text| Err(Fault::BadOutput { code, text });
         if !self.emit.contains(&event.stream) {
             let stream: String = event.stream.chars().take(80).collect();
+            if let Err(error) = check_stream_name(&event.stream) {
+                let text =
+                    format!("event {index} goes to {stream:?}, which no stream can be called: {}", short(&error));
+                return bad(ReasonCode::BadStreamName, text);
+            }
+            if is_reserved(&event.stream) {
+                let text = format!("event {index} goes to {stream:?}, which only the host writes");
+                return bad(ReasonCode::ReservedStream, text);
+            }
             let text = format!("event {index} goes to {stream:?}; the manifest's emit names {:?}", self.emit);
             return bad(ReasonCode::NotGranted, text);
         }
@@ -229,7 +251,13 @@ mod tests {
         let route = route(&["stream:attacks"], &["stream:alerts"]).unwrap();
         let code = |event: Event| route.check(&[event]).err().map(|fault| fault.code());
         assert_eq!(code(event("stream:alerts")), None);
-        assert_eq!(code(event("stream:dead_letter")), Some(ReasonCode::NotGranted));
+        assert_eq!(code(event("stream:other")), Some(ReasonCode::NotGranted));
+        assert_eq!(code(event("stream:dead_letter")), Some(ReasonCode::ReservedStream));
+        assert_eq!(code(event("cofferdam:format")), Some(ReasonCode::ReservedStream));
+        for name in ["", "stream:a\nb", "stream:a\0b"] {
+            assert_eq!(code(event(name)), Some(ReasonCode::BadStreamName), "{name:?}");
+        }
+        assert_eq!(code(event(&"a".repeat(10_000))), Some(ReasonCode::BadStreamName));
         let mut forged = event("stream:alerts");
         forged.attributes.push(("cofferdam_plugin".into(), "other".into()));
         assert_eq!(code(forged), Some(ReasonCode::ReservedField));

@@ -27,7 +27,7 @@ const STALL_MAX: Duration = Duration::from_millis(50);
 const IDLE_TICKS: u32 = 20;
 
 /// Stack of a guest, in bytes: 512 KiB holds the recursion of ordinary parsers, and a thread of ours holds it four times.
-pub(crate) const WASM_STACK_BYTES: usize = 512 * 1024;
+pub const WASM_STACK_BYTES: usize = 512 * 1024;
 /// Memory of a slot that stays resident between two instances, so that resetting it is a copy and not a system call.
 const KEEP_RESIDENT_BYTES: usize = 4 * 1024 * 1024;
 /// The same for tables.

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cofferdam_model::Route;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use wasmtime::Module;
 use wasmtime::component::{Component, HasSelf, Linker};
@@ -16,6 +17,7 @@ use wasmtime_wasi::p2::bindings::sync::CommandPre;
 use crate::artifact::{Artifact, compile};
 use crate::bindings::{self, HANDLER_EXPORT, HandlerPre};
 use crate::error::SandboxError;
+use crate::quota::Quota;
 use crate::store::State;
 use crate::{Engine, LoadError, invoke, preview1, wasi};
 
@@ -61,7 +63,7 @@ impl fmt::Debug for Digest {
 }
 
 /// What one delivery may take. Every limit has a default; the manifest and the operator's policy set them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// All linear memory of an instance, in bytes.
     pub memory_bytes: u64,
@@ -77,6 +79,14 @@ pub struct Limits {
     pub log_bytes: u64,
     /// Calls of host functions, WASI's included.
     pub host_calls: u64,
+    /// Elements of one table: functions that can be called by number. Never more than the engine's 100,000.
+    pub table_elements: u64,
+    /// Random bytes.
+    pub random_bytes: u64,
+    /// Events that all deliveries of the plugin on this host may give in a second, and bytes of them; `None` has no such bound.
+    pub events_per_second: Option<u64>,
+    /// The same for their bytes.
+    pub output_bytes_per_second: Option<u64>,
     /// The largest message that is handed in; it also bounds what one host call may carry.
     pub message_bytes: u64,
 }
@@ -95,12 +105,39 @@ impl Default for Limits {
             log_bytes: 64 * 1024,
             // A loop makes 58,000 calls in a millisecond: this ends a flood early, and no handler comes near it.
             host_calls: 100_000,
+            // Go and Python need some 10,000.
+            table_elements: 100_000,
+            // Many thousand keys, and a millisecond of hashing.
+            random_bytes: 1024 * 1024,
+            events_per_second: None,
+            output_bytes_per_second: None,
             message_bytes: 1024 * 1024,
         }
     }
 }
 
 impl Limits {
+    /// Of each limit the smaller: what is asked for, under what is allowed.
+    #[must_use]
+    pub fn under(self, ceiling: &Limits) -> Limits {
+        // A bound that only one of the two sets is the one that holds.
+        let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+        Limits {
+            memory_bytes: self.memory_bytes.min(ceiling.memory_bytes),
+            deadline: self.deadline.min(ceiling.deadline),
+            output_bytes: self.output_bytes.min(ceiling.output_bytes),
+            events: self.events.min(ceiling.events),
+            log_lines: self.log_lines.min(ceiling.log_lines),
+            log_bytes: self.log_bytes.min(ceiling.log_bytes),
+            host_calls: self.host_calls.min(ceiling.host_calls),
+            table_elements: self.table_elements.min(ceiling.table_elements),
+            random_bytes: self.random_bytes.min(ceiling.random_bytes),
+            events_per_second: least(self.events_per_second, ceiling.events_per_second),
+            output_bytes_per_second: least(self.output_bytes_per_second, ceiling.output_bytes_per_second),
+            message_bytes: self.message_bytes.min(ceiling.message_bytes),
+        }
+    }
+
     /// Bytes that a command may write: its events as JSON, which escapes and quotes.
     pub(crate) fn stdout_bytes_max(&self) -> usize {
         let bytes = self.output_bytes.saturating_mul(2).saturating_add(u64::from(self.events) * 256);
@@ -158,6 +195,7 @@ pub struct Plugin {
     engine: Engine,
     spec: Arc<PluginSpec>,
     pub(crate) code: Code,
+    pub(crate) quota: Quota,
 }
 
 /// The three shapes of code that are run.
@@ -197,7 +235,7 @@ impl Plugin {
             Kind::Component => component(engine, &artifact.component(engine)?)?,
             Kind::Module => module(engine, &artifact.module(engine)?, &spec)?,
         };
-        let plugin = Plugin { engine: engine.clone(), spec: Arc::new(spec), code };
+        let plugin = Plugin { engine: engine.clone(), spec: Arc::new(spec), code, quota: Quota::new() };
         invoke::trial(&plugin)?;
         Ok(plugin)
     }

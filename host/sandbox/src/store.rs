@@ -15,6 +15,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use crate::console::Console;
 use crate::engine::{TABLE_ELEMENTS_MAX, TICK};
 use crate::error::Stop;
+use crate::mutants::planted;
 use crate::time::{Random, VirtualTime};
 use crate::{Engine, Plugin, PluginSpec};
 
@@ -67,8 +68,9 @@ pub(crate) struct Meter {
     pub(crate) memory_bytes: usize,
     /// Whether memory beyond the limit was asked for and refused.
     pub(crate) memory_refused: Option<usize>,
-    /// Whether a table or its growth was refused.
-    pub(crate) table_refused: bool,
+    table_elements_max: usize,
+    /// The elements of a table that was asked for and refused.
+    pub(crate) table_refused: Option<usize>,
     host_calls: u64,
     host_calls_max: u64,
 }
@@ -85,7 +87,11 @@ pub(crate) struct Wait {
 impl Wait {
     /// Whether the deadline has passed.
     pub(crate) fn check(&self) -> Result<(), Stop> {
-        if self.engine.now() >= self.deadline_at { Err(Stop::Deadline(self.deadline)) } else { Ok(()) }
+        if self.engine.now() >= self.deadline_at && !planted("no-deadline") {
+            Err(Stop::Deadline(self.deadline))
+        } else {
+            Ok(())
+        }
     }
 
     /// Waits, but never past the deadline. `None` waits for ever, so until the deadline.
@@ -131,7 +137,9 @@ impl State {
     /// The generator of this delivery.
     pub(crate) fn random(&mut self) -> &mut Random {
         let (spec, delivery) = (&self.spec, &self.delivery);
-        self.random.get_or_insert_with(|| Random::new(&spec.digest, &delivery.stream, delivery.id, delivery.attempt))
+        self.random.get_or_insert_with(|| {
+            Random::new(&spec.digest, &delivery.stream, delivery.id, delivery.attempt, spec.limits.random_bytes)
+        })
     }
 
     /// Makes a reused instance ready for its next delivery. Its memory and its handles stay; everything that is counted,
@@ -142,7 +150,7 @@ impl State {
         self.wait.time.begin(delivery.started_ms);
         self.meter.host_calls = 0;
         self.meter.memory_refused = None;
-        self.meter.table_refused = false;
+        self.meter.table_refused = None;
         self.random = None;
         self.delivery = delivery;
         if let Some(mut console) = self.console_if_used() {
@@ -173,6 +181,7 @@ pub(crate) fn new_store(plugin: &Plugin, delivery: Delivery, command: Option<Com
         spec: Arc::clone(spec),
         meter: Meter {
             memory_limit: usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX),
+            table_elements_max: usize::try_from(limits.table_elements).unwrap_or(usize::MAX).min(TABLE_ELEMENTS_MAX),
             host_calls_max: limits.host_calls,
             ..Meter::default()
         },
@@ -194,6 +203,7 @@ pub(crate) fn new_store(plugin: &Plugin, delivery: Delivery, command: Option<Com
     // What one call may carry from the guest into the host: the largest answer that can be right, and no more.
     let answer = limits.output_bytes.saturating_mul(2).saturating_add(u64::from(limits.events) * EVENT_FUEL);
     let fuel = answer.max(limits.message_bytes).saturating_add(CALL_FUEL);
+    let fuel = if planted("no-hostcall-fuel") { u64::MAX } else { fuel };
     store.set_hostcall_fuel(usize::try_from(fuel).unwrap_or(usize::MAX));
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|store| {
@@ -209,7 +219,7 @@ pub(crate) fn new_store(plugin: &Plugin, delivery: Delivery, command: Option<Com
 impl ResourceLimiter for Meter {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         let total = self.memory_bytes.saturating_sub(current).saturating_add(desired);
-        if total > self.memory_limit {
+        if total > self.memory_limit && !planted("no-memory-limit") {
             self.memory_refused = Some(total);
             return Ok(false);
         }
@@ -218,9 +228,11 @@ impl ResourceLimiter for Meter {
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let granted = desired <= TABLE_ELEMENTS_MAX;
-        self.table_refused |= !granted;
-        Ok(granted)
+        if desired > self.table_elements_max {
+            self.table_refused = Some(desired);
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     fn instances(&self) -> usize {

@@ -20,8 +20,6 @@ const BEGIN_NS: u64 = 1_000_000_000;
 const STEP_NS: u64 = 1_000;
 /// Resolution that guests are told of, in nanoseconds.
 pub(crate) const RESOLUTION_NS: u64 = STEP_NS;
-/// Random bytes of one delivery: 1 MiB is many thousand keys, and a millisecond of hashing.
-const RANDOM_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The clocks that a guest sees. They move by a step at every reading and by the length of every finished sleep, and by
 /// nothing else.
@@ -109,10 +107,12 @@ pub(crate) struct Random {
     block: [u8; 32],
     used: usize,
     given: u64,
+    given_max: u64,
 }
 
 impl Random {
-    pub(crate) fn new(digest: &Digest, stream: &str, id: EntryId, attempt: u32) -> Self {
+    /// Of the delivery named, at most `given_max` bytes.
+    pub(crate) fn new(digest: &Digest, stream: &str, id: EntryId, attempt: u32, given_max: u64) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"cofferdam random 1");
         hash.update(digest.as_bytes());
@@ -121,7 +121,7 @@ impl Random {
         hash.update(id.ms.to_le_bytes());
         hash.update(id.seq.to_le_bytes());
         hash.update(attempt.to_le_bytes());
-        Random { seed: hash.finalize().into(), blocks: 0, block: [0; 32], used: 32, given: 0 }
+        Random { seed: hash.finalize().into(), blocks: 0, block: [0; 32], used: 32, given: 0, given_max }
     }
 
     /// That many bytes, asked for by a guest.
@@ -145,7 +145,7 @@ impl Random {
 
     fn take(&mut self, len: u64) -> Result<(), Stop> {
         self.given = self.given.saturating_add(len);
-        if self.given > RANDOM_BYTES_MAX { Err(Stop::Random(RANDOM_BYTES_MAX)) } else { Ok(()) }
+        if self.given > self.given_max { Err(Stop::Random(self.given_max)) } else { Ok(()) }
     }
 
     fn fill(&mut self, bytes: &mut [u8]) {

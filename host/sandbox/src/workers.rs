@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::Slot;
 use crate::engine::WASM_STACK_BYTES;
 use crate::invoke::panic_text;
+use crate::mutants::planted;
 
 /// Stack of a thread that calls guests: the guest's own and 2 MiB for the host's functions.
 pub const STACK_BYTES: usize = WASM_STACK_BYTES + 2 * 1024 * 1024;
@@ -167,7 +168,8 @@ impl<J> Shared<J> {
 fn start<J: Send + 'static>(shared: &Arc<Shared<J>>) -> std::io::Result<()> {
     let own = Arc::clone(shared);
     let name = format!("plugin:{}", shared.name.replace('\0', "?"));
-    thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || work(&own)).map(drop)
+    let stack_bytes = if planted("small-stack") { WASM_STACK_BYTES } else { STACK_BYTES };
+    thread::Builder::new().name(name).stack_size(stack_bytes).spawn(move || work(&own)).map(drop)
 }
 
 /// One thread's life: job after job, until there is none for a while, or it is to be replaced.

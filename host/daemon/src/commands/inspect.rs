@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Instances, describe};
+use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Instances, Limits, describe};
 use serde_json::{Value, json};
 
 use crate::cli::Common;
@@ -119,8 +119,8 @@ fn show_manifest(wasm: &[u8], manifest: &Manifest, config: &Config) {
         ("as group", manifest.group.clone()),
         ("emits to", manifest.route.emit().join(" ")),
         ("instances", instances.to_owned()),
-        ("memory", least(limits.memory_bytes, policy.memory_bytes)),
-        ("deadline", humantime::format_duration(limits.deadline.min(policy.deadline)).to_string()),
+        ("memory", least(limits.memory_bytes, policy.ceiling.memory_bytes)),
+        ("deadline", humantime::format_duration(limits.deadline.min(policy.ceiling.deadline)).to_string()),
         ("output", format!("{} in {} events at most", show_bytes(limits.output_bytes), limits.events)),
         ("retries", manifest.retry.retries.to_string()),
         ("config", manifest.config.keys().cloned().collect::<Vec<_>>().join(" ")),
@@ -142,14 +142,26 @@ fn concerns(description: &Description, manifest: Option<&Manifest>, config: &Con
     concerns
 }
 
+/// Every limit of a delivery, by the manifest's names; sizes in bytes.
+fn limits_view(limits: &Limits) -> Value {
+    json!({
+        "memory": limits.memory_bytes, "deadline_ms": limits.deadline.as_millis() as u64, "output": limits.output_bytes,
+        "events": limits.events, "message": limits.message_bytes, "log-lines": limits.log_lines, "log": limits.log_bytes,
+        "host-calls": limits.host_calls, "table-elements": limits.table_elements, "random": limits.random_bytes,
+        "events-per-second": limits.events_per_second, "output-per-second": limits.output_bytes_per_second,
+        "stack": cofferdam_sandbox::GUEST_STACK_BYTES, "hops": cofferdam_model::route::HOPS_MAX,
+    })
+}
+
 fn as_json(file: &Path, wasm: &[u8], description: &Description, manifest: Option<&Manifest>, config: &Config) -> Value {
     let manifest_view = manifest.map(|manifest| {
         json!({
             "name": manifest.name, "digest": digest(wasm, manifest).to_string(), "group": manifest.group,
             "subscribe": manifest.route.subscribe(), "emit": manifest.route.emit(),
             "instances": if manifest.instances == Instances::Reuse { "reuse" } else { "fresh" },
-            "memory_bytes": manifest.limits.memory_bytes, "deadline_ms": manifest.limits.deadline.as_millis() as u64,
-            "output_bytes": manifest.limits.output_bytes, "events": manifest.limits.events,
+            "limits": limits_view(&manifest.limits.under(&config.policy(&manifest.name).ceiling)),
+            "limits_asked": limits_view(&manifest.limits),
+            "concurrency": manifest.concurrency, "concurrency_max": config.policy(&manifest.name).concurrency_max,
             "retries": manifest.retry.retries, "config": manifest.config,
         })
     });

@@ -6,10 +6,12 @@ mod log;
 mod report;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cases::{CaseResult, Cases};
 use crate::cli::Common;
 use crate::commands::{deploy, load_config};
+use crate::compile::Compiler;
 use crate::config::Config;
 use crate::exit::{Failed, Usage};
 use crate::screen::{self, line, note, safe};
@@ -171,7 +173,8 @@ fn load(config: &Config, candidate: &Candidate, threads: usize) -> Result<Versio
         instances_max: u32::try_from(threads).unwrap_or(256) + 2,
         memory_bytes_max: 1 << 30,
     })?;
-    admit(&engine, config, candidate)
+    let compiler = Arc::new(Compiler::new(engine, config.compile, None));
+    admit(&compiler, config, candidate)
         .map_err(|refusal| Failed(format!("refused at the step \"{}\": {}", refusal.step, refusal.text)).into())
 }
 

@@ -109,7 +109,11 @@ fn the_limit_holds_for_what_an_instance_starts_with() {
 fn a_table_that_grows_for_ever_is_refused() {
     let items = "(table $t 1 funcref)";
     let body = "(loop $more (br_if $more (i32.ne (table.grow $t (ref.null func) (i32.const 10000)) (i32.const -1)))) unreachable";
-    let Fault::Trap { .. } = fault(&load(&handler("", items, body))) else { panic!("no trap") };
+    let refused = fault(&load(&handler("", items, body)));
+    assert_eq!(refused.code(), ReasonCode::Tables);
+    assert!(refused.to_string().contains("more than limits.table-elements allows (100000)"), "{refused}");
+    let fewer = load_with(&handler("", items, body), |spec| spec.limits.table_elements = 500);
+    assert!(fault(&fewer).to_string().contains("a table of 10001 elements"));
 }
 
 #[test]
@@ -118,8 +122,8 @@ fn deep_recursion_is_a_trap() {
     // A thread of ours, as the workers make them: the guest's stack must fit into it.
     let run = || fault(&load(&handler("", items, "(drop (call $deeper (i64.const 1))) (i32.const 0)")));
     let thread = std::thread::Builder::new().stack_size(cofferdam_sandbox::STACK_BYTES).spawn(run).unwrap();
-    let Fault::Trap { text, backtrace } = thread.join().unwrap() else { panic!("no trap") };
-    assert!(text.contains("recurses too deep"), "{text}");
+    let Fault::Limit { code: ReasonCode::Stack, text, backtrace } = thread.join().unwrap() else { panic!("no limit") };
+    assert!(text.contains("recurses too deep for its 524288 bytes"), "{text}");
     assert!(backtrace.lines().count() <= 64 && backtrace.contains("deeper"), "{backtrace}");
 }
 
@@ -133,7 +137,7 @@ fn recursion_to_the_edge_and_then_into_the_host_is_a_trap_and_not_the_end_of_the
         }))
     };
     let thread = std::thread::Builder::new().stack_size(cofferdam_sandbox::STACK_BYTES).spawn(run).unwrap();
-    assert!(matches!(thread.join().unwrap(), Fault::Trap { .. }));
+    assert_eq!(thread.join().unwrap().code(), ReasonCode::Stack);
 }
 
 #[test]
@@ -197,7 +201,9 @@ fn a_payload_that_is_not_json_is_named_with_its_place() {
 fn a_stream_that_was_not_granted_and_a_forged_attribute_are_faults() {
     let elsewhere = "(call $event (i32.const 0) (i32.const 1040) (i32.const 7))
         (i32.store (i32.const 4096) (i32.const 1060)) (i32.store (i32.const 4100) (i32.const 9)) (call $ok (i32.const 1))";
-    assert_eq!(fault(&load(&handler("", "", elsewhere))).code(), ReasonCode::NotGranted);
+    assert_eq!(fault(&load(&handler("", "", elsewhere))).code(), ReasonCode::BadStreamName);
+    let other = elsewhere.replace("1060", "1100").replace("(i32.const 9)", "(i32.const 5)");
+    assert_eq!(fault(&load(&handler("", "", &other))).code(), ReasonCode::NotGranted);
     let forged = "(call $event (i32.const 0) (i32.const 1040) (i32.const 7))
         (i32.store (i32.const 3000) (i32.const 1080)) (i32.store (i32.const 3004) (i32.const 16))
         (i32.store (i32.const 3008) (i32.const 1040)) (i32.store (i32.const 3012) (i32.const 7))
@@ -232,6 +238,25 @@ fn a_flood_of_log_lines_is_cut_and_says_so() {
 }
 
 #[test]
+fn more_events_within_a_second_than_the_quota_allows_are_a_fault_with_the_number() {
+    let plugin = load_with(&echo(), |spec| {
+        spec.limits.events_per_second = Some(2);
+        spec.limits.deadline = Duration::from_secs(5);
+    });
+    let codes: Vec<Option<ReasonCode>> = (0..3).map(|_| call(&plugin).result.err().map(|fault| fault.code())).collect();
+    assert_eq!(codes, [None, None, Some(ReasonCode::OutputRate)]);
+    std::thread::sleep(Duration::from_millis(1_050));
+    assert!(call(&plugin).result.is_ok(), "the next second is a new one");
+}
+
+#[test]
+fn an_argument_of_30_megabytes_is_refused_by_its_size() {
+    let body = "(drop (memory.grow (i32.const 480)))
+        (call $log (i32.const 1) (i32.const 65536) (i32.const 30000000)) (call $ok (i32.const 0))";
+    assert_eq!(fault(&load(&handler("", "", body))).code(), ReasonCode::CallBytes);
+}
+
+#[test]
 fn a_long_log_line_is_cut() {
     let body = "(memory.fill (i32.const 32768) (i32.const 65) (i32.const 90000))
         (call $log (i32.const 1) (i32.const 32768) (i32.const 90000)) (call $ok (i32.const 0))";
@@ -248,7 +273,9 @@ fn a_flood_of_host_calls_ends_before_its_deadline() {
     ] {
         let plugin = load_with(&handler(imports, "", body), |spec| spec.limits.deadline = Duration::from_secs(10));
         let report = call(&plugin);
-        let Err(Fault::Trap { text, .. }) = &report.result else { panic!("{:?}", report.result) };
+        let Err(Fault::Limit { code: ReasonCode::HostCalls, text, .. }) = &report.result else {
+            panic!("{:?}", report.result)
+        };
         assert!(text.contains("more than 100000 calls"), "{text}");
     }
 }
@@ -261,7 +288,7 @@ fn a_flood_of_calls_to_functions_that_are_not_ours_ends_too() {
     let plugin = load_with(&handler(imports, "", body), |spec| spec.limits.deadline = Duration::from_secs(10));
     let report = call(&plugin);
     assert!(
-        matches!(&report.result, Err(Fault::Trap { text, .. }) if text.contains("100000 calls")),
+        matches!(&report.result, Err(Fault::Limit { text, .. }) if text.contains("100000 calls")),
         "{:?}",
         report.result
     );
@@ -288,7 +315,7 @@ fn too_many_random_bytes_are_refused_before_they_are_made() {
     let body = "(call $random (i64.const 2147483648) (i32.const 3000)) (call $ok (i32.const 0))";
     let report = call(&load(&handler(imports, "", body)));
     assert!(
-        matches!(&report.result, Err(Fault::Trap { text, .. }) if text.contains("random bytes")),
+        matches!(&report.result, Err(Fault::Limit { code: ReasonCode::Random, text, .. }) if text.contains("1048576 random bytes")),
         "{:?}",
         report.result
     );

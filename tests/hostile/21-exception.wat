@@ -1,0 +1,2 @@
+;; Throws what nobody catches.
+(module (tag $t) (func (export "_start") (throw $t)))

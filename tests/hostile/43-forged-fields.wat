@@ -1,0 +1,13 @@
+;; Sets fields that only the host sets: by the number of the message its plugin, its source, a field of the envelope, the mark of an entry to skip.
+(data (i32.const 1200) "cofferdam_plugin")
+(data (i32.const 1220) "cofferdam_source")
+(data (i32.const 1240) "message_id")
+(data (i32.const 1260) "init")
+(data (i32.const 1400) "\b0\04\00\00\10\00\00\00" "\c4\04\00\00\10\00\00\00" "\d8\04\00\00\0a\00\00\00" "\ec\04\00\00\04\00\00\00")
+(func $handle (param $m i32) (result i32)
+  (call $event (i32.const 0) (i32.const 1040) (i32.const 7))
+  (i32.store (i32.const 3000) (i32.load (i32.add (i32.const 1400) (i32.mul (call $n (local.get $m)) (i32.const 8)))))
+  (i32.store (i32.const 3004) (i32.load offset=4 (i32.add (i32.const 1400) (i32.mul (call $n (local.get $m)) (i32.const 8)))))
+  (i32.store (i32.const 3008) (i32.const 1040)) (i32.store (i32.const 3012) (i32.const 7))
+  (i32.store offset=32 (i32.const 4096) (i32.const 3000)) (i32.store offset=36 (i32.const 4096) (i32.const 1))
+  (call $ok (i32.const 1)))

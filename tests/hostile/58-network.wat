@@ -1,0 +1,11 @@
+;; Opens a socket and asks for a name. One success, and it traps.
+(import "wasi:sockets/tcp-create-socket@0.2.3" "create-tcp-socket" (func $socket (param i32 i32)))
+(import "wasi:sockets/instance-network@0.2.3" "instance-network" (func $network (result i32)))
+(import "wasi:sockets/ip-name-lookup@0.2.3" "resolve-addresses" (func $lookup (param i32 i32 i32 i32)))
+(data (i32.const 1200) "example.org")
+(func $handle (param $m i32) (result i32)
+  (call $socket (i32.const 0) (i32.const 3000))
+  (if (i32.ne (i32.load8_u (i32.const 3000)) (i32.const 1)) (then unreachable))
+  (call $lookup (call $network) (i32.const 1200) (i32.const 11) (i32.const 3000))
+  (if (i32.ne (i32.load8_u (i32.const 3000)) (i32.const 1)) (then unreachable))
+  (call $ok (i32.const 0)))

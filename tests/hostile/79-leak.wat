@@ -1,0 +1,7 @@
+;; Keeps a megabyte of every message.
+(func $handle (param $m i32) (result i32)
+  (local $was i32)
+  (local.set $was (memory.grow (i32.const 16)))
+  (if (i32.eq (local.get $was) (i32.const -1)) (then unreachable))
+  (memory.fill (i32.mul (local.get $was) (i32.const 65536)) (i32.const 1) (i32.const 1048576))
+  (call $ok (i32.const 0)))
