@@ -32,7 +32,13 @@ pub(crate) const ENTRIES: &[Entry] = &[
         Guest::new("36-nested-lists", Refused("load", "signature"))
     ),
     entry!(37, "variant of 10,000 cases", "contract's types", Guest::new("37-huge-variant", Refused("load", ""))),
-    entry!(38, "10^6 tiny outputs", "bytes of one call", Guest::new("38-million-outputs", Fault(OutputLimit))),
+    entry!(
+        38,
+        "10^6 tiny outputs",
+        "bytes of one call",
+        Guest::new("38-million-outputs", Fault(OutputLimit)),
+        Guest::new("38-many-outputs", Fault(OutputLimit))
+    ),
     entry!(39, "one output of 60 MB", "bytes of one call", Guest::new("39-huge-output", Fault(OutputLimit))),
     entry!(40, "stream outside of its grant", "route", Guest::new("40-not-granted", Fault(NotGranted))),
     entry!(

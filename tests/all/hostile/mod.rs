@@ -7,8 +7,12 @@ mod arena;
 mod data;
 /// Files that must not become plugins.
 mod load;
+/// What a protection is worth: the same guests without it.
+mod mutants;
 /// What they do with the processor and with memory.
 mod runtime;
+/// Many good plugins, one of them hostile at times.
+mod siege;
 /// What they ask of the system.
 mod wasi;
 

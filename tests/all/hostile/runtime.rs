@@ -11,7 +11,13 @@ pub(crate) const ENTRIES: &[Entry] = &[
         "trial instance under the deadline",
         Guest::new("02-start-spin", Refused("load", "deadline"))
     ),
-    entry!(3, "memory.grow bomb", "memory limit", Guest::new("03-memory-grow", Fault(Memory))),
+    entry!(
+        3,
+        "memory.grow bomb",
+        "memory limit",
+        Guest::new("03-memory-grow", Fault(Memory)),
+        Guest::new("03-memory-touch", Fault(Memory))
+    ),
     entry!(
         4,
         "memory of 4 GiB from the start",
