@@ -32,6 +32,7 @@ mod network_errors;
 /// What operators do to the Redis that hosts are at work on, downstreams that are away, and fleets with nothing to do.
 mod operators;
 /// The failures of the original pipeline, each by name.
+mod ordered;
 mod original;
 /// Versions swapped under load, half of them broken.
 mod reload;

@@ -162,7 +162,7 @@ fn decided(message: Message, token: Token, verdict: Verdict) -> Decided {
 }
 
 async fn settle(store: &Store, batch: &[Decided]) -> Result<Vec<Settled>, StreamError> {
-    let cx = SettleContext { lane: &lane(), consumer: "me", now_ms: 1, now: "2026-01-01T00:00:00.000000" };
+    let cx = SettleContext { lane: &lane(), consumer: "me", now_ms: 1, now: "2026-01-01T00:00:00.000000", epoch: None };
     store.settle(&cx, batch).await
 }
 
@@ -416,7 +416,7 @@ async fn at_the_memory_limit_each_script_runs_or_is_refused_as_it_must_and_a_ref
     let release = Verdict::Release { delay: Duration::ZERO };
     let settled = settle(&store, &[decided(two.clone(), Token(1), release)]).await.unwrap();
     assert_eq!(settled, [Settled::Released], "park (release)");
-    let me = TakeFor { consumer: "me", plugin: "actor", now: "now" };
+    let me = TakeFor { consumer: "me", plugin: "actor", now: "now", epoch: None };
     let (found, taken) = store.take_due(&lane(), &me, 10).await.unwrap();
     assert_eq!((found, taken.len()), (2, 2), "take");
     assert_eq!(taken[0].attempts.len(), 1);

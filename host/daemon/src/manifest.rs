@@ -162,6 +162,8 @@ pub(crate) struct Manifest {
     pub(crate) name: String,
     pub(crate) group: String,
     pub(crate) subscribed: Vec<Subscribed>,
+    /// Whether messages of one key take effect in their order.
+    pub(crate) ordered: bool,
     pub(crate) route: Route,
     pub(crate) instances: Instances,
     /// Threads on this host; `None` is automatic.
@@ -184,6 +186,10 @@ pub(crate) enum ManifestError {
     Value { key: String, value: String, wanted: &'static str },
     #[error("{key} is not supported by this version of Cofferdam; take it out of the manifest")]
     NotYet { key: String },
+    #[error(
+        "order = \"key\" needs the key of each subscription, and that of {stream:?} has none; write it as a table, with a JSON pointer into the payload:\n[[subscribe]]\nstream = {stream:?}\nkey = \"/src_ip\""
+    )]
+    NoKey { stream: String },
     #[error("the name {name:?} may hold letters, digits, - and _, and no more than 64 of them")]
     Name { name: String },
 }
@@ -215,8 +221,8 @@ impl Manifest {
         }
         match raw.order.as_deref() {
             None | Some("none") => {}
-            Some("key") => return Err(ManifestError::NotYet { key: String::from("order = \"key\"") }),
-            Some(other) => return Err(value("order", other, "write \"none\"")),
+            Some("key") => {}
+            Some(other) => return Err(value("order", other, "write \"none\" or \"key\"")),
         }
         let instances = match raw.instances.as_deref() {
             None | Some("fresh") => Instances::Fresh,
@@ -232,6 +238,10 @@ impl Manifest {
         };
         let subscribed =
             raw.subscribe.iter().map(|sub| subscribed(sub, raw.start.as_deref())).collect::<Result<Vec<_>, _>>()?;
+        let ordered = raw.order.as_deref() == Some("key");
+        if ordered && let Some(keyless) = subscribed.iter().find(|sub| sub.subscription.key.is_none()) {
+            return Err(ManifestError::NoKey { stream: keyless.subscription.stream.to_string() });
+        }
         let streams = subscribed.iter().map(|sub| sub.subscription.stream.to_string()).collect();
         let route = Route::new(streams, raw.emit.clone())?;
         let default = RetryPolicy::default();
@@ -252,6 +262,7 @@ impl Manifest {
         let manifest = Manifest {
             group,
             subscribed,
+            ordered,
             route,
             instances,
             concurrency,
@@ -386,7 +397,11 @@ mod tests {
         assert!(error("subscribe = []").contains("subscribes to no stream"));
         assert!(error("subscribe = [\"a\"]\nretires = 3").contains("unknown field `retires`"));
         assert!(error("subscribe = [\"a\"]\n[limits]\nmemory = \"64 potatoes\"").contains("64MiB"));
-        assert!(error("subscribe = [\"a\"]\norder = \"key\"").contains("not supported"));
+        assert!(error("subscribe = [\"a\"]\norder = \"key\"").contains("key = \"/src_ip\""));
+        let one_of_two = "order = \"key\"\n[[subscribe]]\nstream = \"a\"\nkey = \"/k\"\n[[subscribe]]\nstream = \"b\"";
+        assert!(error(one_of_two).contains("that of \"b\" has none"));
+        let ordered = "order = \"key\"\n[[subscribe]]\nstream = \"a\"\nkey = \"/k\"";
+        assert!(Manifest::parse(ordered, "p").unwrap().0.ordered);
         assert!(error("subscribe = [\"a\"]\ninstances = \"old\"").contains("\"fresh\" or \"reuse\""));
         assert!(error("subscribe = [\"a\"]\nstart = \"soon\"").contains("-1h"));
         assert!(error("name = \"a/b\"\nsubscribe = [\"a\"]").contains("letters, digits"));

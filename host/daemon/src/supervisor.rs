@@ -206,6 +206,7 @@ impl Supervisor {
             let parts = LaneParts {
                 store: self.store.clone(),
                 reader: Reader::new(&keys, subscriptions()),
+                ordered: manifest.ordered && !keys.is_redrive(),
                 keys,
                 plugin: manifest.name.as_str().into(),
                 consumer: self.consumer.clone(),
@@ -423,7 +424,10 @@ impl Supervisor {
 /// Whether a version can take the seat of another without new lanes.
 fn same_lanes(old: &Version, new: &Version) -> bool {
     let (old, new) = (&old.manifest, &new.manifest);
-    old.group == new.group && old.subscribed == new.subscribed && old.concurrency == new.concurrency
+    old.group == new.group
+        && old.subscribed == new.subscribed
+        && old.ordered == new.ordered
+        && old.concurrency == new.concurrency
 }
 
 async fn stop(running: RunningPlugin) -> Counts {

@@ -17,8 +17,8 @@ use std::time::Duration;
 use cofferdam_model::breaker::{Change, Reading};
 use cofferdam_model::{Attempt, Blame, Breaker, Delivery, EntryId, Outcome, Token, Verdict};
 use cofferdam_streams::{
-    Decided, Ensured, Holding, LaneKeys, Look, RawEntry, Remedy, SettleContext, Settled, Start, Store, StreamError,
-    Suspect, TakeFor, Taken, planted,
+    Decided, Ensured, Holding, LaneKeys, Look, Owned, RawEntry, Remedy, SettleContext, Settled, Start, Store,
+    StreamError, Suspect, TakeFor, Taken,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -26,9 +26,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::counters::Counters;
+use crate::lane::ordered::{Order, Survey};
 use crate::pipeline::{Reader, Received, fresh, judge, receive};
 use crate::runner::{Job, Ran, Runner, Surroundings, Terms, iso};
 use crate::suspects::{Noticed, Watch};
+
+mod ordered;
 
 /// What a lane is told from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +163,8 @@ pub struct LaneParts {
     pub start: Start,
     /// How entries become messages.
     pub reader: Reader,
+    /// Whether messages of one key take effect in their order. Then one host at a time owns the lane.
+    pub ordered: bool,
     /// Rings when the stream has news; the host's doorbell holds the other end.
     pub bell: Arc<Notify>,
     /// What to do; the supervisor holds the other end.
@@ -189,6 +194,9 @@ enum Done {
     Renewed(Vec<EntryId>, Result<Vec<EntryId>, StreamError>),
     Looked(Result<Look, StreamError>),
     ConsumerDropped,
+    Owned(Result<Owned, StreamError>),
+    Surveyed(Result<Survey, StreamError>),
+    Disowned,
 }
 
 struct SettledBatch {
@@ -237,6 +245,8 @@ pub struct Lane {
     /// Set after an error: Redis may believe that this consumer holds entries which nobody here knows of.
     reconcile: bool,
     pace: Pace,
+    /// Of a lane that keeps an order.
+    order: Option<Order>,
     results: (mpsc::UnboundedSender<Vec<Ran>>, mpsc::UnboundedReceiver<Vec<Ran>>),
     stopping: Arc<AtomicBool>,
     news: bool,
@@ -250,8 +260,10 @@ impl Lane {
     /// A lane that has not begun.
     pub fn new(parts: LaneParts) -> Self {
         let now = Instant::now();
+        let order = parts.ordered.then(|| Order::new(now));
         Lane {
             parts,
+            order,
             work: FuturesUnordered::new(),
             opened: false,
             reading: false,
@@ -298,10 +310,14 @@ impl Lane {
                 self.stopping.store(true, Ordering::Relaxed);
                 stop_by = Some(Instant::now() + self.parts.delivery.grace);
             }
-            if stop_by.is_some() && self.in_flight.is_empty() && self.settles == 0 && !self.reading {
-                return;
+            if mode != Mode::Run {
+                self.withdraw_waiting();
+            }
+            if stop_by.is_some() && self.is_idle() {
+                return self.disown().await;
             }
             self.flush();
+            self.keep_order(mode);
             if mode == Mode::Run {
                 self.start_work();
             }
@@ -321,7 +337,7 @@ impl Lane {
                 () = sleep_until(wake_at) => self.wake(),
                 () = sleep_until(stop_by.unwrap_or_else(Instant::now)), if stop_by.is_some() => {
                     self.give_back().await;
-                    return;
+                    return self.disown().await;
                 }
             }
         }
@@ -336,8 +352,11 @@ impl Lane {
         if !self.opened {
             return self.begin_open();
         }
-        if self.reconcile {
-            return self.begin_find();
+        match &self.order {
+            Some(Order { epoch: None, .. }) => return,
+            Some(Order { epoch: Some(epoch), .. }) if self.reconcile => return self.begin_survey(*epoch),
+            None if self.reconcile => return self.begin_find(),
+            Some(_) | None => {}
         }
         if now >= self.look_at && !self.looking {
             self.begin_look(now);
@@ -347,8 +366,8 @@ impl Lane {
         }
         let room = self.room();
         // The next few are claimed while the last one runs, so that its process never waits.
-        if self.apart.is_empty() && room > 0 && !self.suspects.is_empty() {
-            return self.begin_suspects(room.min(SUSPECTS_MAX));
+        if self.apart.is_empty() && self.next_suspect().is_some() && (room > 0 || self.order.is_some()) {
+            return self.begin_suspects(room.clamp(1, SUSPECTS_MAX));
         }
         let reading = self.reading_allowed();
         let (room, probing) = match reading {
@@ -356,16 +375,17 @@ impl Lane {
             Reading::Probe => (room.min(1), true),
             Reading::Wait { .. } => return,
         };
-        if room == 0 {
+        let due = self.next_due() <= now;
+        // What is parked may be what all that is held here waits for.
+        if room == 0 && !(due && self.order.is_some()) {
             return;
         }
-        let due = self.next_due() <= now;
-        let new = self.news && (probing || self.parked < PARKED_MAX);
+        let new = room > 0 && self.news && (probing || self.parked < PARKED_MAX);
         // Probes take turns, so that one poisonous message cannot hold the breaker open for ever.
         let take_due = due && (!probing || self.probe_parked || !new);
         if take_due {
-            self.begin_due(now, room, probing);
-        } else if new && (probing || room >= FETCH_MAX.min(self.in_flight.len() / 2)) {
+            self.begin_due(now, room.max(1), probing);
+        } else if new && (probing || room >= FETCH_MAX.min(self.at_work() / 2)) {
             // Small reads while much is under way would cost a round trip each for a few messages.
             self.begin_new(room, probing);
         }
@@ -406,8 +426,13 @@ impl Lane {
         // Taken down before the read: a bell that rings while it is under way may mean entries that it does not see.
         self.news = false;
         let (store, keys, consumer) = self.for_redis();
-        let count = room.min(FETCH_MAX);
-        self.begin(async move { Done::New(store.fetch_new(&keys, &consumer, count).await) });
+        let (count, epoch) = (room.min(FETCH_MAX), self.epoch());
+        self.begin(async move {
+            Done::New(match epoch {
+                None => store.fetch_new(&keys, &consumer, count).await,
+                Some(epoch) => store.fetch_owned(&keys, &consumer, epoch, count).await,
+            })
+        });
     }
 
     fn begin_due(&mut self, now: Instant, room: usize, probing: bool) {
@@ -421,27 +446,34 @@ impl Lane {
         self.sweep_at = now + SWEEP_EVERY;
         let (store, keys, consumer) = self.for_redis();
         let (plugin, stamp) = (self.parts.plugin.clone(), iso(self.parts.surroundings.now_ms()));
-        let count = room.min(TAKE_MAX);
+        let (count, epoch) = (room.min(TAKE_MAX), self.epoch());
         self.begin(async move {
-            let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp };
+            let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp, epoch };
             Done::Due(store.take_due(&keys, &me, count).await)
         });
     }
 
     /// Takes over some entries of one silent holder.
     fn begin_suspects(&mut self, count: usize) {
-        let Some(holder) = self.suspects.front().map(|first| first.holder.clone()) else { return };
+        let Some(first) = self.next_suspect() else { return };
+        let Some(holder) = self.suspects.get(first).map(|suspect| suspect.holder.clone()) else { return };
         let mut some = Vec::with_capacity(count);
         while some.len() < count
-            && let Some(suspect) = self.suspects.pop_front_if(|suspect| suspect.holder == holder)
+            && let Some(at) = self.next_suspect()
+            && let Some(suspect) = self.suspects.remove(at)
         {
+            if suspect.holder != holder {
+                self.suspects.insert(at, suspect);
+                break;
+            }
             some.push((suspect.id, suspect.token));
         }
         self.reading = true;
         let (store, keys, consumer) = self.for_redis();
         let (plugin, stamp) = (self.parts.plugin.clone(), iso(self.parts.surroundings.now_ms()));
+        let epoch = self.epoch();
         self.begin(async move {
-            let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp };
+            let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp, epoch };
             Done::Suspects(store.take_suspects(&keys, &me, &holder, &some).await)
         });
     }
@@ -466,22 +498,8 @@ impl Lane {
             Done::Found(
                 async {
                     let held = store.held_by(&keys, &consumer).await?;
-                    // In steps of the room there is: the rest is found next time.
-                    let mut unknown: Vec<_> =
-                        held.into_iter().filter(|(id, _)| known.binary_search(id).is_err()).collect();
-                    let all = unknown.len() <= room;
-                    unknown.truncate(room);
-                    let mut taken = Vec::with_capacity(unknown.len());
-                    for (id, token) in unknown {
-                        if let Some((entry, attempts, releases)) = store.past_of(&keys, id).await? {
-                            taken.push(Taken { entry, token, attempts, releases });
-                            continue;
-                        }
-                        // Trimmed meanwhile: taking it over from ourselves leaves its tombstone, or saves its copy.
-                        let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp };
-                        store.take_suspects(&keys, &me, &consumer, &[(id, token)]).await?;
-                    }
-                    Ok((taken, all))
+                    let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp, epoch: None };
+                    take_unknown(&store, &keys, &me, held, &known, room).await
                 }
                 .await,
             )
@@ -499,7 +517,13 @@ impl Lane {
 
     /// How many more deliveries may be held.
     fn room(&self) -> usize {
-        self.pace.ahead(self.parts.runner.threads(), self.parts.delivery).saturating_sub(self.in_flight.len())
+        let ahead = self.pace.ahead(self.parts.runner.threads(), self.parts.delivery).saturating_sub(self.at_work());
+        // What waits for its turn takes no thread, but its lease must be renewed, and a crash makes suspects of all.
+        if self.order.is_none() {
+            ahead
+        } else {
+            ahead.min(self.parts.delivery.in_flight_max.saturating_sub(self.in_flight.len()))
+        }
     }
 
     fn take(&mut self, done: Done) {
@@ -512,7 +536,9 @@ impl Lane {
             Done::Settled(batch) => self.account(batch),
             Done::Renewed(held, renewed) => self.take_renewed(&held, renewed),
             Done::Looked(look) => self.take_look(look),
-            Done::ConsumerDropped => {}
+            Done::ConsumerDropped | Done::Disowned => {}
+            Done::Owned(owned) => self.take_owned(owned),
+            Done::Surveyed(survey) => self.take_surveyed(survey),
         }
     }
 
@@ -559,6 +585,8 @@ impl Lane {
             Ok((found, taken)) => {
                 self.resume_reading();
                 self.parked = self.parked.saturating_sub(found);
+                // One that was trimmed away comes no more, and nobody may wait for it.
+                self.reconcile |= self.order.is_some() && found != taken.len() as u64;
                 // Something was due, so more may be: only an empty hand ends the sweep.
                 if found > 0 {
                     self.sweep_at = Instant::now();
@@ -578,7 +606,10 @@ impl Lane {
     fn take_suspects(&mut self, taken: Result<(u64, Vec<Taken>), StreamError>) {
         self.reading = false;
         match taken {
-            Ok((_, taken)) => self.dispatch(taken),
+            Ok((_, taken)) => {
+                self.reconcile |= self.order.is_some() && taken.is_empty();
+                self.dispatch(taken);
+            }
             Err(error) => self.read_failed(error),
         }
     }
@@ -610,6 +641,7 @@ impl Lane {
             Err(error) => {
                 self.watch.forget(Instant::now(), self.parts.delivery.lease);
                 self.suspects.clear();
+                self.reconcile |= self.order.is_some();
                 tracing::debug!(stream = %self.parts.keys.stream, %error, "cannot look for suspects now");
                 return;
             }
@@ -634,8 +666,15 @@ impl Lane {
                 Done::ConsumerDropped
             });
         }
+        let others_hold = !look.holders.is_empty();
         let Noticed { suspects, set_back, set_forward } = self.watch.take_in(look, Instant::now(), lease);
-        self.suspects = suspects;
+        match &self.order {
+            None => self.suspects = suspects,
+            // Somebody may have taken away what a key waits for.
+            Some(order) => {
+                self.reconcile |= others_hold || order.queues.ids().any(|id| !self.in_flight.contains_key(&id));
+            }
+        }
         for (step, which) in [(set_back, "back"), (set_forward, "forward")] {
             if let Some(step) = step {
                 tracing::warn!(stream = %self.parts.keys.stream, ?step,
@@ -701,15 +740,11 @@ impl Lane {
             let held = Held { token: one.token, renewed: now, attempts: one.attempts.clone(), releases: one.releases };
             self.in_flight.insert(id, held);
             match receive(one, &self.parts.reader, &terms) {
-                Received::Deliver(delivery) if delivery.is_suspect() && !planted("batch-suspects") => {
-                    self.apart.push_back(delivery)
-                }
-                Received::Deliver(delivery) => deliveries.push(delivery),
+                Received::Deliver(delivery) => deliveries.extend(self.admit(delivery)),
                 Received::Known(ran) => self.decide(ran, &terms),
             }
         }
-        self.submit(deliveries);
-        self.submit_apart();
+        self.run_admitted(deliveries);
     }
 
     fn submit(&mut self, deliveries: Vec<Delivery>) {
@@ -851,28 +886,31 @@ impl Lane {
         self.first_decided = (!self.decided.is_empty()).then(Instant::now);
         self.settles += 1;
         let (store, keys, consumer) = self.for_redis();
-        let (surroundings, host, own) =
-            (self.parts.surroundings.clone(), self.parts.gate.clone(), self.own_gate.clone());
+        let (surroundings, host, own, epoch) =
+            (self.parts.surroundings.clone(), self.parts.gate.clone(), self.own_gate.clone(), self.epoch());
         self.begin(async move {
             let gates = Gates { host: &host, own: &own };
-            Done::Settled(settle_until_taken(&store, &keys, &consumer, &*surroundings, gates, batch).await)
+            Done::Settled(settle_until_taken(&store, &keys, (&consumer, epoch), &*surroundings, gates, batch).await)
         });
     }
 
     fn account(&mut self, batch: SettledBatch) {
         self.settles -= 1;
+        let mut freed = Vec::new();
         for (id, token, settled, delay) in batch.results {
             // Redis may have given it to us anew meanwhile, under another token.
             if self.in_flight.get(&id).is_some_and(|held| held.token == token) {
                 self.in_flight.remove(&id);
             }
             self.parts.counters.settled(settled);
+            freed.extend(self.next_of_key(id, settled));
             if let (Settled::Retried(_) | Settled::Released, Some(delay)) = (settled, delay) {
                 self.parked += 1;
                 // Redis keeps idle times in whole milliseconds.
                 self.due.push(Reverse(Instant::now() + delay + Duration::from_millis(2)));
             }
         }
+        self.run_admitted(freed);
         if batch.pause {
             self.pause_reading();
         }
@@ -926,7 +964,8 @@ impl Lane {
             .collect();
         let now_ms = self.parts.surroundings.now_ms();
         let now = iso(now_ms);
-        let cx = SettleContext { lane: &self.parts.keys, consumer: &self.parts.consumer, now_ms, now: &now };
+        let (lane, epoch) = (&self.parts.keys, self.epoch());
+        let cx = SettleContext { lane, consumer: &self.parts.consumer, now_ms, now: &now, epoch };
         let given = timeout(GIVE_BACK_TIME, self.parts.store.give_back(&cx, &held)).await;
         let (plugin, stream, count) = (&self.parts.plugin, &self.parts.keys.stream, held.len());
         match given {
@@ -941,10 +980,14 @@ impl Lane {
     fn wake_at(&self, mode: Mode) -> Instant {
         let now = Instant::now();
         let mut at = now + SWEEP_EVERY;
-        if mode == Mode::Run && !self.reading {
+        if let Some(order) = self.order.as_ref().filter(|order| self.opened && !order.asking) {
+            at = at.min(order.ask_at.max(now + PAUSE_MIN / 10));
+        }
+        let stands_by = self.opened && self.order.as_ref().is_some_and(|order| order.epoch.is_none());
+        if mode == Mode::Run && !self.reading && !stands_by {
             let idle = self.room() == 0 || self.parts.runner.terms().is_none();
             let mut next = self.next_due();
-            if self.news || !self.opened || self.reconcile || !self.suspects.is_empty() {
+            if self.news || !self.opened || self.reconcile || self.next_suspect().is_some() {
                 next = now;
             }
             if !self.looking {
@@ -969,10 +1012,7 @@ impl Lane {
     fn wake(&mut self) {
         if Instant::now() >= self.again_at && !self.again.is_empty() {
             let again: Vec<Delivery> = self.again.drain(..).collect();
-            let (apart, rest) = again.into_iter().partition(Delivery::is_suspect);
-            self.apart.extend::<Vec<Delivery>>(apart);
-            self.submit(rest);
-            self.submit_apart();
+            self.run_admitted(again);
         }
     }
 }
@@ -987,11 +1027,36 @@ struct Gates<'a> {
     own: &'a Gate,
 }
 
+/// Takes up those of the entries that Redis believes to be ours which we do not know, in steps of the room there is: the rest is
+/// found next time. Says whether that was all.
+async fn take_unknown(
+    store: &Store,
+    keys: &LaneKeys,
+    me: &TakeFor<'_>,
+    held: Vec<(EntryId, Token)>,
+    known: &[EntryId],
+    room: usize,
+) -> Result<(Vec<Taken>, bool), StreamError> {
+    let mut unknown: Vec<_> = held.into_iter().filter(|(id, _)| known.binary_search(id).is_err()).collect();
+    let all = unknown.len() <= room;
+    unknown.truncate(room);
+    let mut taken = Vec::with_capacity(unknown.len());
+    for (id, token) in unknown {
+        if let Some((entry, attempts, releases)) = store.past_of(keys, id).await? {
+            taken.push(Taken { entry, token, attempts, releases });
+            continue;
+        }
+        // Trimmed meanwhile: taking it over from ourselves leaves its tombstone, or saves its copy.
+        store.take_suspects(keys, me, me.consumer, &[(id, token)]).await?;
+    }
+    Ok((taken, all))
+}
+
 /// Settles a batch, however long Redis takes to be able to: the fence makes it safe to send the same again.
 async fn settle_until_taken(
     store: &Store,
     keys: &LaneKeys,
-    consumer: &str,
+    (consumer, epoch): (&str, Option<u64>),
     surroundings: &dyn Surroundings,
     gates: Gates<'_>,
     batch: Vec<Decided>,
@@ -1001,7 +1066,7 @@ async fn settle_until_taken(
     loop {
         let now_ms = surroundings.now_ms();
         let now = iso(now_ms);
-        let cx = SettleContext { lane: keys, consumer, now_ms, now: &now };
+        let cx = SettleContext { lane: keys, consumer, now_ms, now: &now, epoch };
         let of = |decided: &Decided| (decided.delivery.entry, decided.delivery.token);
         let error = match store.settle(&cx, &batch).await {
             Ok(settled) => {

@@ -8,6 +8,7 @@
 
 mod counters;
 mod doorbell;
+mod key_queues;
 mod lane;
 pub mod pipeline;
 mod runner;

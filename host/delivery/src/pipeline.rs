@@ -40,6 +40,17 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// By which key an entry of the lane's own stream is kept in order; `None` when it has none.
+    pub(crate) fn key_of(&self, entry: RawEntry) -> Option<Arc<str>> {
+        let id = entry.id;
+        match decode(entry, id, &self.subscription(&self.stream)) {
+            Decoded::Message(message) => message.key.map(Arc::from),
+            Decoded::Filtered(_) | Decoded::Init(_) | Decoded::Malformed { .. } => None,
+        }
+    }
+}
+
 /// What a lane does with an entry that has come in.
 pub(crate) enum Received {
     /// A handler is to see it.
@@ -54,6 +65,7 @@ pub(crate) fn receive(taken: Taken, reader: &Reader, terms: &Arc<Terms>) -> Rece
     let (entry_id, bytes) = (entry.id, entry.bytes());
     // Only on a redrive stream, which nobody but the host writes: elsewhere a producer could forge where a message is from.
     let origin = if reader.is_redrive { take_origin(&mut entry) } else { None };
+    let is_back = origin.is_some();
     let (decoded, redrives, past) = match origin {
         None => {
             let own = reader.by_stream.get(&reader.stream);
@@ -73,11 +85,15 @@ pub(crate) fn receive(taken: Taken, reader: &Reader, terms: &Arc<Terms>) -> Rece
         Some((earlier, _)) if attempts.is_empty() => (earlier, releases),
         _ => (attempts, releases),
     };
-    let (message, early) = match decoded {
+    let (mut message, early) = match decoded {
         Decoded::Message(message) => (message, None),
         Decoded::Filtered(message) | Decoded::Init(message) => (message, Some(Ok(Outcome::Events(Vec::new())))),
         Decoded::Malformed { text, message } => (message, Some(Err(Fault::Malformed { text }))),
     };
+    if is_back {
+        // It is out of its stream's order, and says so.
+        message.attributes.push((String::from("cofferdam_redrives"), redrives.to_string()));
+    }
     let delivery = Delivery { entry: entry_id, token, message, attempts, releases, redrives };
     let limit_bytes = terms.message_bytes_max;
     let early = match early {

@@ -158,6 +158,51 @@ pub fn gap(before: EntryId, after: EntryId) -> Option<(EntryId, u64)> {
     (count > 0).then_some((EntryId { ms: after.ms, seq: from }, count))
 }
 
+/// An output of a lane that keeps the order of keys. `lane`, `key` and `place` are the caller's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyedOutput {
+    /// Of which lane.
+    pub lane: u32,
+    /// Of which key.
+    pub key: u32,
+    /// In which stream it stands.
+    pub place: u32,
+    /// Its own id there.
+    pub at: EntryId,
+    /// Of which message.
+    pub source: EntryId,
+}
+
+/// Two messages of one key whose outputs stand in the wrong order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfOrder {
+    /// Of which lane.
+    pub lane: u32,
+    /// Of which key.
+    pub key: u32,
+    /// The earlier message.
+    pub earlier: EntryId,
+    /// The later one, an output of which stands before.
+    pub later: EntryId,
+}
+
+/// Order by key: within a stream, the outputs of one key stand in the order of their messages. Sorts the outputs, and gives one
+/// fault for each that stands behind a later message's.
+pub fn outputs_in_order(outputs: &mut [KeyedOutput]) -> Vec<OutOfOrder> {
+    outputs.sort_unstable();
+    let mut faults = Vec::new();
+    for line in outputs.chunk_by(|a, b| (a.lane, a.key, a.place) == (b.lane, b.key, b.place)) {
+        let mut latest = EntryId::ZERO;
+        for output in line {
+            if output.source < latest {
+                faults.push(OutOfOrder { lane: output.lane, key: output.key, earlier: output.source, later: latest });
+            }
+            latest = latest.max(output.source);
+        }
+    }
+    faults
+}
+
 /// How a sum compares with what it must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Balance {
@@ -376,6 +421,16 @@ mod tests {
         assert_eq!(gap(at(1, 7), at(2, 0)), None);
         assert_eq!(gap(at(1, 0), at(1, 3)), Some((at(1, 1), 2)));
         assert_eq!(gap(at(1, 7), at(2, 1)), Some((at(2, 0), 1)));
+    }
+
+    #[test]
+    fn an_output_behind_one_of_a_later_message_of_its_key_is_found() {
+        let keyed = |at, source, key, place| KeyedOutput { lane: 0, key, place, at: id(at), source: id(source) };
+        let mut good = [keyed(1, 1, 0, 0), keyed(2, 1, 0, 0), keyed(4, 3, 0, 0), keyed(3, 9, 1, 0), keyed(1, 9, 0, 1)];
+        assert_eq!(outputs_in_order(&mut good), [], "keys and streams are told apart");
+        let mut bad = [keyed(1, 2, 0, 0), keyed(2, 1, 0, 0), keyed(3, 1, 0, 0), keyed(4, 3, 0, 0)];
+        let fault = OutOfOrder { lane: 0, key: 0, earlier: id(1), later: id(2) };
+        assert_eq!(outputs_in_order(&mut bad), [fault, fault]);
     }
 
     #[test]

@@ -170,14 +170,18 @@ impl Host {
                 let (mode, modes) = watch::channel(Mode::Run);
                 let keys = LaneKeys::new(stream, &group_name(plugin));
                 let bell = bells.listen(&keys.stream);
+                // What comes back from the dead letters is out of order anyway.
+                let (ordered, mut subscription) = (scenario.ordered && !keys.is_redrive(), Subscription::plain(INPUT));
+                subscription.key = ordered.then(|| "/key".into());
                 let (network, runner, breaker, gate) = (network.clone(), runner.clone(), breaker.clone(), gate.clone());
                 let (consumer, own_counters, life_here) = (life.consumer.clone(), counters.clone(), life.clone());
                 host.lanes.push(life.spawn(async move {
                     let store = open(&network).await;
                     let parts = LaneParts {
                         store,
-                        reader: Reader::new(&keys, std::iter::once(Subscription::plain(INPUT))),
+                        reader: Reader::new(&keys, std::iter::once(subscription)),
                         keys,
+                        ordered,
                         plugin: plugin_name(plugin).into(),
                         consumer,
                         runner,

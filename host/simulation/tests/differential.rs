@@ -494,6 +494,7 @@ impl Author<'_, '_> {
         ids.sort_by_key(|id| id.split('-').map(|part| part.parse::<u64>().unwrap_or(0)).collect::<Vec<_>>());
         let (first, last) = (ids.first().map_or("0-0", |id| id.as_str()), ids.last().map_or("0-0", |id| id.as_str()));
         call.extend(words(&format!("{group} {consumer} {first} {last} 100000 {delete} 2026-11-24T10:00:00.000000")));
+        call.push_word(self.epoch());
         call.extend(words("2 plug digest1 config1 plug digest2 config2"));
         call.push_word(held.len());
         for (id, token) in &held {
@@ -536,7 +537,41 @@ impl Author<'_, '_> {
             "{group} {consumer} {from} {idle} {} 2026-11-24T10:00:00 plug",
             self.dice.below(5) + 1
         )));
-        call.push_word(0);
+        call.push_word(self.epoch()).push_word(0);
+        call
+    }
+
+    /// The epoch of an owner; of none for most.
+    fn epoch(&mut self) -> &'static str {
+        self.dice.pick(&["", "", "", "1", "2"])
+    }
+
+    /// What only the owner of a lane that keeps an order does, or whoever wants to become it.
+    fn own(&mut self, (stream, group, consumer): (&str, &str, &str)) -> Words {
+        let epoch = self.dice.pick(&["", "1", "2", "3"]);
+        let mut call = match self.dice.below(5) {
+            0 | 1 => {
+                let silent = self.dice.pick(&["", "c1|1|0", "c2|1|0", "c1|2|1", "c2|2|0"]);
+                let mut call = self.script("own", &["ledger"]);
+                call.push_word(consumer).push_word(epoch).push_word(silent);
+                return call;
+            }
+            2 => self.script("disown", &["ledger"]),
+            3 => {
+                let mut call = self.script("read", &[stream, "ledger"]);
+                call.push_word(group).push_word(consumer).push_word(epoch).push_word(self.dice.below(6));
+                return call;
+            }
+            _ => {
+                let mut call = self.script("entries", &[stream, "park"]);
+                for _ in 0..self.dice.below(4) {
+                    let id = self.some_id();
+                    call.push_word(id);
+                }
+                return call;
+            }
+        };
+        call.push_word(consumer).push_word(epoch);
         call
     }
 
@@ -597,7 +632,7 @@ impl Author<'_, '_> {
         let own = if stream == STREAMS[2] { "in1" } else { stream };
         let id = self.some_id();
         let count = self.dice.below(12);
-        vec![match self.dice.below(110) {
+        vec![match self.dice.below(116) {
             0..12 => self.add(own),
             12..15 => return (0..self.dice.below(130) + 1).map(|_| self.add(own)).collect(),
             15..28 => words(&format!("XREADGROUP GROUP {group} {consumer} COUNT {count} STREAMS {stream} >")),
@@ -718,6 +753,7 @@ impl Author<'_, '_> {
                 call
             }
             106..108 => self.redrive(),
+            110..116 => self.own(lane),
             _ => {
                 let mut call = self.script("drop_consumer", &[stream]);
                 call.push_word(group).push_word(consumer);
@@ -921,7 +957,9 @@ fn settle_of_batch(batch: &Value, sha: &[u8]) -> Words {
     call.extend(words(&format!("5 in ledger park {DEAD} out g c")));
     call.extend([id(&entries[0]), id(&entries[entries.len() - 1])]);
     let digest = "d".repeat(64);
-    call.extend(words(&format!("100000 0 2026-11-24T10:00:00.000000 1 plug {digest} {digest} {}", entries.len())));
+    call.extend(words("100000 0 2026-11-24T10:00:00.000000"));
+    call.push_word("");
+    call.extend(words(&format!("1 plug {digest} {digest} {}", entries.len())));
     for entry in entries {
         call.push(id(entry));
         call.extend(words("1 1 1 1 1 01234567-0123-0123-0123-0123456789ab"));

@@ -12,6 +12,7 @@ use redis::Value;
 use cofferdam_model::{Attempt, EntryId, Token};
 
 use crate::link::{Link, Through};
+use crate::order::epoch_argument;
 use crate::reply::Reply;
 use crate::{LaneKeys, RawEntry, Store, StreamError, record, retry_consumer};
 
@@ -101,7 +102,12 @@ impl Store {
     ) -> Result<(u64, Vec<Taken>), StreamError> {
         let script = &self.scripts.take;
         let mut call = self.take_call(lane, me, &retry_consumer());
-        call.arg(cofferdam_model::policy::DELAY_MS_MAX).arg(count).arg(me.now).arg(me.plugin).arg(0);
+        call.arg(cofferdam_model::policy::DELAY_MS_MAX)
+            .arg(count)
+            .arg(me.now)
+            .arg(me.plugin)
+            .arg(epoch_argument(me.epoch))
+            .arg(0);
         taken(script.send(&*self.reads, &call).await?)
     }
 
@@ -119,7 +125,7 @@ impl Store {
     ) -> Result<(u64, Vec<Taken>), StreamError> {
         let script = &self.scripts.take;
         let mut call = self.take_call(lane, me, holder);
-        call.arg(0).arg(1).arg(me.now).arg(me.plugin).arg(suspects.len());
+        call.arg(0).arg(1).arg(me.now).arg(me.plugin).arg(epoch_argument(me.epoch)).arg(suspects.len());
         for (id, token) in suspects {
             call.arg(id.to_string()).arg(token.0);
         }
@@ -309,6 +315,8 @@ pub struct TakeFor<'a> {
     pub plugin: &'a str,
     /// The time, ISO 8601, for a tombstone.
     pub now: &'a str,
+    /// Under which epoch it owns the lane, when the lane keeps an order.
+    pub epoch: Option<u64>,
 }
 
 /// The entries of a read of one stream.

@@ -5,7 +5,7 @@
 //! stands behind it.
 
 /// The bugs, as `COFFERDAM_MUTANT` names them.
-pub const MUTANTS: [&str; 11] = [
+pub const MUTANTS: [&str; 12] = [
     // A settle asks neither for the owner nor for the token.
     "no-fence",
     // The ack comes before the outputs, which may then be refused.
@@ -28,6 +28,8 @@ pub const MUTANTS: [&str; 11] = [
     "batch-fails-whole",
     // Claims and deaths of hosts are charged as attempts.
     "attempts-from-token",
+    // Whoever was once the owner of a lane that keeps an order goes on as if it still were.
+    "no-epoch",
 ];
 
 /// Those of the sandbox, which it knows by itself; here so that a misspelt one is noticed.
@@ -81,7 +83,7 @@ pub(crate) fn writes_newest() -> bool {
 
 /// A script with the bugs that lie in its text: mutant, script, what must be there, and what stands there instead.
 #[cfg(feature = "mutants")]
-const REPLACED: [(&str, &str, &str, &str); 7] = [
+const REPLACED: [(&str, &str, &str, &str); 10] = [
     ("no-fence", "settle", "local ok = held[id] == token -- fence", "local ok = true"),
     (
         "ack-first",
@@ -113,6 +115,9 @@ const REPLACED: [(&str, &str, &str, &str); 7] = [
         "if unusable[key] then usable = false end",
         "if next(unusable) then usable = false end",
     ),
+    ("no-epoch", "settle", "owns(ledger, me, ARGV[8])", "true"),
+    ("no-epoch", "take", "owns(ledger, me, ARGV[8])", "true"),
+    ("no-epoch", "read", "owns(KEYS[2], ARGV[2], ARGV[3])", "true"),
 ];
 
 /// The text of a script, with the bug that is planted in it.

@@ -12,9 +12,10 @@ use crate::link::{Link, Through};
 use crate::mutants::mutated;
 
 /// What several scripts share, by the line that stands for it in each.
-const SHARED_PARTS: [(&str, &str); 3] = [
+const SHARED_PARTS: [(&str, &str); 4] = [
     ("-- include clock.lua\n", include_str!("scripts/clock.lua")),
     ("-- include less.lua\n", include_str!("scripts/less.lua")),
+    ("-- include owns.lua\n", include_str!("scripts/owns.lua")),
     ("-- include save.lua\n", include_str!("scripts/save.lua")),
 ];
 
@@ -76,6 +77,10 @@ pub(crate) struct Scripts {
     pub(crate) drop_consumer: Script,
     pub(crate) audit: Script,
     pub(crate) rescue: Script,
+    pub(crate) own: Script,
+    pub(crate) disown: Script,
+    pub(crate) read: Script,
+    pub(crate) entries: Script,
 }
 
 /// They are the same for every store.
@@ -99,6 +104,10 @@ impl Scripts {
             of("drop_consumer", &self.drop_consumer),
             of("audit", &self.audit),
             of("rescue", &self.rescue),
+            of("own", &self.own),
+            of("disown", &self.disown),
+            of("read", &self.read),
+            of("entries", &self.entries),
         ]
     }
 
@@ -113,6 +122,10 @@ impl Scripts {
             drop_consumer: Script::new("drop_consumer", include_str!("scripts/drop_consumer.lua")),
             audit: Script::new("audit", include_str!("scripts/audit.lua")),
             rescue: Script::new("rescue", include_str!("scripts/rescue.lua")),
+            own: Script::new("own", include_str!("scripts/own.lua")),
+            disown: Script::new("disown", include_str!("scripts/disown.lua")),
+            read: Script::new("read", include_str!("scripts/read.lua")),
+            entries: Script::new("entries", include_str!("scripts/entries.lua")),
         }
     }
 }

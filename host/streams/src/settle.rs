@@ -17,6 +17,7 @@ use cofferdam_model::route::DEAD_LETTER_STREAM;
 use cofferdam_model::{Attempt, Delivery, EntryId, Event, ReasonCode, Token, Verdict};
 
 use crate::fetch::SCAN_MAX;
+use crate::order::epoch_argument;
 use crate::reply::Reply;
 use crate::{Format, LaneKeys, Store, StreamError, record, retry_consumer};
 
@@ -83,6 +84,8 @@ pub struct SettleContext<'a> {
     pub now_ms: u64,
     /// Now, in ISO 8601 with microseconds, as the envelope's `timestamp`.
     pub now: &'a str,
+    /// Under which epoch this host owns the lane, when the lane keeps an order.
+    pub epoch: Option<u64>,
 }
 
 /// What became of one settle.
@@ -216,7 +219,7 @@ impl Store {
         let first = members.iter().map(|decided| decided.delivery.entry).min().unwrap_or_default();
         let last = members.iter().map(|decided| decided.delivery.entry).max().unwrap_or_default();
         call.arg(&*lane.group).arg(cx.consumer).arg(first.to_string()).arg(last.to_string());
-        call.arg(SCAN_MAX).arg(u8::from(lane.is_redrive())).arg(cx.now);
+        call.arg(SCAN_MAX).arg(u8::from(lane.is_redrive())).arg(cx.now).arg(epoch_argument(cx.epoch));
         let mut versions: Vec<&Arc<VersionStamp>> = Vec::new();
         for decided in members {
             if !versions.contains(&&decided.version) {

@@ -2,7 +2,8 @@
 -- Carries out commits and dead letters: for each message whose lease still holds, its outputs, then its ack, or nothing.
 --
 -- KEYS: 1 input stream, 2 ledger, 3 park hash, 4 dead letters, 5.. output streams
--- ARGV: group, consumer, first id, last id, ids to scan, delete entries after the ack (0/1), now, v, then v times
+-- ARGV: group, consumer, first id, last id, ids to scan, delete entries after the ack (0/1), now,
+--   epoch of the owner ('' when the lane keeps no order), v, then v times
 --   plugin, digest of the version, digest of its configuration
 -- then n, then n times
 --   id, token, -1, number of fields and values, fields and values                                a dead letter
@@ -12,6 +13,7 @@
 -- Returns n numbers: 1 done, 0 the lease is lost, 2 an output key is not a stream, 4 the dead letters take nothing (nothing
 -- written for that message).
 -- include less.lua
+-- include owns.lua
 local input, ledger, park, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, now = ARGV[1], ARGV[2], ARGV[7]
 
@@ -42,15 +44,18 @@ for _, command in ipairs(needed) do
 end
 if unusable[4] then return redis.error_reply('BADDEAD ' .. dead .. ' is not a stream') end
 
--- The fence: only the latest holder of an entry, by consumer and delivery counter, may settle it.
+-- The fence: only the latest holder of an entry, by consumer and delivery counter, may settle it; where an order is kept, only
+-- while it owns the lane.
 local held = {}
-for _, p in ipairs(redis.call('XPENDING', input, group, ARGV[3], ARGV[4], ARGV[5], me)) do held[p[1]] = p[4] end
+if owns(ledger, me, ARGV[8]) then
+  for _, p in ipairs(redis.call('XPENDING', input, group, ARGV[3], ARGV[4], ARGV[5], me)) do held[p[1]] = p[4] end
+end
 
 local results, acks = {}, {}
 local committed, filtered, died, dead_bytes, outputs = 0, 0, 0, 0, 0
 
-local versions, a = {}, 9
-for v = 1, tonumber(ARGV[8]) do
+local versions, a = {}, 10
+for v = 1, tonumber(ARGV[9]) do
   versions[v] = {ARGV[a], ARGV[a + 1], ARGV[a + 2]}
   a = a + 3
 end

@@ -4,22 +4,25 @@
 -- or leave a tombstone among the dead letters: nothing disappears unsaid.
 --
 -- KEYS: 1 input stream, 2 ledger, 3 park hash, 4 dead letters, 5 redrive stream of the group
--- ARGV: group, consumer, from which consumer, idle ms, count, now (ISO 8601), plugin, n, then n times: id, token
+-- ARGV: group, consumer, from which consumer, idle ms, count, now (ISO 8601), plugin, epoch of the owner ('' when the lane
+--   keeps no order), n, then n times: id, token
 -- With n = 0: up to `count` entries that have been idle for so long, which is the reserved consumer's longest delay. Otherwise: of these entries, those that are still held under
 -- that token, however idle they look (a clock that was set back makes them look busy for hours).
 -- Returns {number of entries found, {id, new token, record or '', fields}...}
 -- include clock.lua
+-- include owns.lua
 -- include save.lua
 local input, ledger, park, dead, redrive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, me, from = ARGV[1], ARGV[2], ARGV[3]
+if not owns(ledger, me, ARGV[8]) then return {0} end
 local found = {}
-if ARGV[8] == '0' then
+if ARGV[9] == '0' then
   local longest = tonumber(ARGV[4])
   local gone = mind_the_clock(input, ledger, group, from, longest)
   found = redis.call('XPENDING', input, group, 'IDLE', longest, '-', '+', ARGV[5], from)
   for _, p in ipairs(gone) do found[#found + 1] = p end
 else
-  for i = 9, 8 + 2 * tonumber(ARGV[8]), 2 do
+  for i = 10, 9 + 2 * tonumber(ARGV[9]), 2 do
     local p = redis.call('XPENDING', input, group, ARGV[i], ARGV[i], 1, from)[1]
     if p and p[4] == tonumber(ARGV[i + 1]) then found[#found + 1] = p end -- fence
   end

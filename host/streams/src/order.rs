@@ -1,0 +1,146 @@
+//! Lanes that keep an order: who owns one, what its owner reads, and what is unfinished when it changes hands.
+//!
+//! The scripts that settle and take are told the owner's epoch as well ([`crate::SettleContext`], [`crate::TakeFor`]), and write
+//! nothing for an owner of the past. Parking asks for no epoch: what is parked is as unfinished as before, and whoever leaves must
+//! be able to let go.
+
+use std::sync::Arc;
+
+use redis::Value;
+
+use cofferdam_model::{EntryId, Token};
+
+use crate::fetch::single_stream;
+use crate::reply::Reply;
+use crate::{LaneKeys, RawEntry, Store, StreamError};
+
+/// What came of asking for a lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owned {
+    /// It is still ours.
+    Still,
+    /// It has become ours, under this epoch. After a loss of the ledger that may be one which we have had before.
+    Mine(u64),
+    /// Somebody else owns it. The text changes with every sign of life of that owner.
+    Other(String),
+}
+
+/// An entry of a group that is not acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Its id.
+    pub id: EntryId,
+    /// Who holds it: a host, or the reserved consumer of parked entries.
+    pub holder: Arc<str>,
+    /// Under which token.
+    pub token: Token,
+}
+
+/// Rows of one XPENDING, and entries of one look-up: what keeps Redis busy for a few milliseconds.
+const PAGE: usize = 10_000;
+const ENTRIES: usize = 500;
+
+impl Store {
+    /// Becomes the owner of a lane that has none, or whose owner has been `silent` in this state for too long; renews when
+    /// `epoch` is that of the present ownership.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn own(
+        &self,
+        lane: &LaneKeys,
+        consumer: &str,
+        epoch: Option<u64>,
+        silent: Option<&str>,
+    ) -> Result<Owned, StreamError> {
+        let script = &self.scripts.own;
+        let mut call = script.call(&[&lane.ledger]);
+        call.arg(consumer).arg(epoch_argument(epoch)).arg(silent.unwrap_or_default());
+        let r = Reply { command: "own" };
+        let mut parts = r.array(script.send(&*self.writes, &call).await?)?.into_iter();
+        let (Some(mine), Some(state)) = (parts.next(), parts.next()) else {
+            return Err(r.unexpected("an answer without its two parts"));
+        };
+        Ok(match r.int(&mine)? {
+            0 => Owned::Other(r.text(state)?),
+            1 => Owned::Still,
+            _ => Owned::Mine(r.count(&state)?),
+        })
+    }
+
+    /// Gives a lane up.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn disown(&self, lane: &LaneKeys, consumer: &str, epoch: u64) -> Result<(), StreamError> {
+        let script = &self.scripts.disown;
+        let mut call = script.call(&[&lane.ledger]);
+        call.arg(consumer).arg(epoch);
+        script.send(&*self.writes, &call).await.map(drop)
+    }
+
+    /// As [`Store::fetch_new`], for the owner of a lane; nothing when it is not the owner any more.
+    ///
+    /// # Errors
+    /// [`StreamError::NoGroup`] when the group is gone, and whatever else Redis answers.
+    pub async fn fetch_owned(
+        &self,
+        lane: &LaneKeys,
+        consumer: &str,
+        epoch: u64,
+        count: usize,
+    ) -> Result<Vec<RawEntry>, StreamError> {
+        let script = &self.scripts.read;
+        let mut call = script.call(&[&lane.stream, &lane.ledger]);
+        call.arg(&*lane.group).arg(consumer).arg(epoch).arg(count);
+        single_stream(script.send(&*self.reads, &call).await?)
+    }
+
+    /// Everything in a lane's group that is not acknowledged, in the order of the ids.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn unfinished(&self, lane: &LaneKeys) -> Result<Vec<Unfinished>, StreamError> {
+        let r = Reply { command: "XPENDING" };
+        let mut all: Vec<Unfinished> = Vec::new();
+        loop {
+            let from = all.last().map_or_else(|| String::from("-"), |last| format!("({}", last.id));
+            let mut command = redis::cmd("XPENDING");
+            command.arg(&*lane.stream).arg(&*lane.group).arg(from).arg("+").arg(PAGE);
+            let page = r.array(self.query::<Value>(&command).await?)?;
+            let more = page.len() == PAGE;
+            for item in page {
+                let mut parts = r.array(item)?.into_iter();
+                let (Some(id), Some(holder), Some(count)) = (parts.next(), parts.next(), parts.nth(1)) else {
+                    return Err(r.unexpected("a pending entry without its four parts"));
+                };
+                all.push(Unfinished { id: r.id(id)?, holder: r.text(holder)?.into(), token: Token(r.count(&count)?) });
+            }
+            if !more {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// These entries, from their parked copies where somebody trimmed them away. What is nowhere is left out.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn entries_or_copies(&self, lane: &LaneKeys, ids: &[EntryId]) -> Result<Vec<RawEntry>, StreamError> {
+        let (r, script) = (Reply { command: "entries" }, &self.scripts.entries);
+        let mut entries = Vec::with_capacity(ids.len());
+        for part in ids.chunks(ENTRIES) {
+            let mut call = script.call(&[&lane.stream, &lane.park]);
+            for id in part {
+                call.arg(id.to_string());
+            }
+            entries.extend(r.entries(script.send(&*self.reads, &call).await?)?);
+        }
+        Ok(entries)
+    }
+}
+
+/// An epoch as the scripts take it: empty when there is none.
+pub(crate) fn epoch_argument(epoch: Option<u64>) -> String {
+    epoch.map_or_else(String::new, |epoch| epoch.to_string())
+}
