@@ -61,7 +61,8 @@ fn what_asks_for_more_waits_while_the_old_version_runs_and_goes_live_once_it_is_
     assert!(log.contains("approve") && log.contains("as agreed"), "{log}");
     // What is allowed stays allowed: over a restart, and for the next version.
     let [first, second] = hosts;
-    (first.stop(), second.stop());
+    first.stop();
+    second.stop();
     let _host = place.host(&redis, 1);
     answers_as("three");
     put(&place, "four", "instances = \"reuse\"\n");

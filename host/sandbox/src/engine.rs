@@ -217,6 +217,8 @@ fn engine_config(limits: EngineConfig) -> Result<Config, SandboxError> {
         .total_core_instances(limits.instances_max.saturating_mul(CORE_INSTANCES_MAX))
         .total_memories(limits.instances_max.saturating_mul(MEMORIES_MAX))
         .total_tables(limits.instances_max.saturating_mul(TABLES_MAX))
+        // Calls are synchronous and run on their thread's own stack; the pool of others would be 2 GB of address space, writable.
+        .total_stacks(1)
         .max_core_instances_per_component(CORE_INSTANCES_MAX)
         .max_memories_per_component(MEMORIES_MAX)
         .max_tables_per_component(TABLES_MAX)

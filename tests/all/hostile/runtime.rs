@@ -28,12 +28,17 @@ pub(crate) const ENTRIES: &[Entry] = &[
         5,
         "64-bit memory of 2^32 pages",
         "feature is off",
-        Guest::new("05-memory64", Refused("load", "does not compile"))
+        Guest::new("05-memory64", Refused("compile", "does not compile"))
     ),
     entry!(6, "table.grow bomb", "table limit", Guest::new("06-table-grow", Fault(Tables))),
     entry!(7, "table of 4,000,000,000 elements", "table limit", Guest::new("07-table-4e9", Refused("load", "table"))),
     entry!(8, "endless recursion", "stack limit", Guest::new("08-recursion", Fault(Stack))),
-    entry!(9, "recursion with frames of 20,000 locals", "stack limit", Guest::new("09-wide-frames", Fault(Stack))),
+    entry!(
+        9,
+        "recursion with frames of 20,000 locals",
+        "cap on locals",
+        Guest::new("09-wide-frames", Refused("caps", "locals in one function"))
+    ),
     entry!(
         10,
         "recursion to the edge, then a host call",
@@ -55,33 +60,33 @@ pub(crate) const ENTRIES: &[Entry] = &[
         17,
         "atomic wait on shared memory",
         "feature is off",
-        Guest::new("17-shared-memory", Refused("load", "does not compile"))
+        Guest::new("17-shared-memory", Refused("compile", "does not compile"))
     ),
     entry!(
         18,
         "atomic wait on plain memory",
         "feature is off",
-        Guest::new("18-atomic-wait", Refused("load", "does not compile"))
+        Guest::new("18-atomic-wait", Refused("compile", "does not compile"))
     ),
     entry!(
         19,
         "list of collected objects",
         "feature is off",
-        Guest::new("19-gc-list", Refused("load", "does not compile"))
+        Guest::new("19-gc-list", Refused("compile", "does not compile"))
     ),
     entry!(
         20,
         "collected array of 4 GB",
         "feature is off",
-        Guest::new("20-gc-array", Refused("load", "does not compile"))
+        Guest::new("20-gc-array", Refused("compile", "does not compile"))
     ),
     entry!(
         21,
         "exception that nobody catches",
         "feature is off",
-        Guest::new("21-exception", Refused("load", "does not compile"))
+        Guest::new("21-exception", Refused("compile", "does not compile"))
     ),
-    entry!(22, "ten memories", "feature is off", Guest::new("22-ten-memories", Refused("load", "does not compile"))),
+    entry!(22, "ten memories", "feature is off", Guest::new("22-ten-memories", Refused("compile", "does not compile"))),
     entry!(23, "5,000 exports", "harmless", Guest::new("23-many-exports", Handled)),
     entry!(24, "load outside of memory", "trap", Guest::new("24-out-of-bounds", Fault(Trap))),
     entry!(25, "indirect call of another type", "trap", Guest::new("25-wrong-type", Fault(Trap))),

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Instances, Limits, describe};
+use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Instances, Limits, describe_artifact};
 use serde_json::{Value, json};
 
 use crate::cli::Common;
 use crate::commands::load_config;
+use crate::compile::Compiler;
 use crate::config::Config;
+use crate::exit::Failed;
 use crate::manifest::Manifest;
 use crate::quantity::show_bytes;
 use crate::screen::{self, safe};
@@ -29,7 +31,10 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let config = load_config(common)?;
     let wasm = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     let engine = Engine::new(EngineConfig { instances_max: 1, memory_bytes_max: 1 << 30 })?;
-    let description = describe(&engine, &wasm)?;
+    // What an attacker wrote meets the compiler in a process of its own here too.
+    let compiler = Compiler::new(engine.clone(), config.compile, None);
+    let artifact = compiler.artifact(&wasm).map_err(|refusal| Failed(refusal.to_string()))?;
+    let description = describe_artifact(&engine, &artifact)?;
     let manifest = read_manifest(&args)?;
     if common.json {
         let document = as_json(&args.file, &wasm, &description, manifest.as_ref(), &config);
