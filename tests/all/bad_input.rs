@@ -86,7 +86,7 @@ fn an_unreadable_wasm_is_refused_with_its_step_and_the_live_version_goes_on() {
     let output = cofferdam(&["deploy", bad.to_str().unwrap(), "--data", data]);
     let text = errors(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("refused at the step \"load\"") && text.contains("not a WebAssembly file"), "{text}");
+    assert!(text.contains("refused at the step \"compile\"") && text.contains("not a WebAssembly file"), "{text}");
     // The same by hand, past every check of deploy.
     place.put("actor", b"<html>not found</html>", "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n");
     wait_until("the host has refused it", || host.log().contains("refused:"));

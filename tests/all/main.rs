@@ -15,6 +15,7 @@ mod crash;
 /// Loops, and what they do to their neighbours.
 mod deadline;
 /// Every code block of the README and of docs/.
+mod detonating;
 mod documents;
 /// Another server in the place of Redis: promotion, Sentinel.
 mod failover;

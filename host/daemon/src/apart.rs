@@ -136,34 +136,88 @@ impl Apart {
 
 impl Process {
     fn start(version: &Version, key: (String, String)) -> anyhow::Result<Self> {
-        let memory_bytes = version.limits.memory_bytes.saturating_add(MEMORY_SPARE_BYTES);
         let artifact = version.compiler.artifact(&version.wasm)?;
-        let mut jailed = Jailed::spawn("run-apart", &Bounds { memory_bytes, cpu: None })
-            .context("cannot start a process for a suspect")?;
-        let told = (|| -> io::Result<Vec<u8>> {
-            jailed.write(&json(&plugin_frame(version)))?;
-            jailed.write(artifact.bytes())?;
-            jailed.read(START_TIME)
-        })();
-        let answer = match told {
-            Ok(answer) => serde_json::from_slice(&answer).context("the process for suspects")?,
-            Err(error) => anyhow::bail!("the process for suspects did not start: {}", jailed.last_words(&error)),
-        };
-        match answer {
-            Started::Ready { notes } => {
-                notes.iter().for_each(|note| tracing::warn!("a process for suspects: {note}"));
-                Ok(Process { jailed, version: key })
-            }
-            Started::Failed { text } => anyhow::bail!("the process for suspects: {text}"),
-        }
+        let (jailed, notes) = begin(&plugin_frame(version), &artifact).context("the process for suspects")?;
+        notes.iter().for_each(|note| tracing::warn!("a process for suspects: {note}"));
+        Ok(Process { jailed, version: key })
     }
 
     fn ask(&mut self, delivery: &Delivery, attempt: u32, started_ms: u64, patience: Duration) -> io::Result<Report> {
-        self.jailed.write(&json(&message_frame(delivery, attempt, started_ms)))?;
-        let answer = self.jailed.read(patience)?;
-        let frame: ReportFrame = serde_json::from_slice(&answer)?;
-        Ok(frame.into())
+        ask(&mut self.jailed, &delivery.message, attempt, started_ms, patience)
     }
+}
+
+/// A process for code of which nothing is known but its bytes.
+pub(crate) struct Stranger {
+    jailed: Jailed,
+    patience: Duration,
+}
+
+impl Stranger {
+    /// Starts one whose events may go to `emit`. Gives back what its jail lacks, too.
+    ///
+    /// # Errors
+    /// Why the code does not start.
+    pub(crate) fn start(
+        artifact: &Artifact,
+        digest: Digest,
+        limits: Limits,
+        stream: &str,
+        emit: &[String],
+    ) -> anyhow::Result<(Self, Vec<String>)> {
+        let frame = PluginFrame {
+            name: String::from("stranger"),
+            digest: *digest.as_bytes(),
+            reuse: false,
+            config: BTreeMap::new(),
+            subscribe: vec![stream.to_owned()],
+            emit: emit.to_vec(),
+            limits,
+        };
+        let (jailed, notes) = begin(&frame, artifact)?;
+        Ok((Stranger { jailed, patience: limits.deadline + ANSWER_SPARE }, notes))
+    }
+
+    /// Runs one message.
+    ///
+    /// # Errors
+    /// How the process died of it.
+    pub(crate) fn ask(&mut self, message: &Message) -> Result<Report, String> {
+        let answered = ask(&mut self.jailed, message, 1, message.id.ms, self.patience);
+        answered.map_err(|error| self.jailed.last_words(&error))
+    }
+}
+
+/// Starts a process and tells it a plugin; what its jail lacks.
+fn begin(frame: &PluginFrame, artifact: &Artifact) -> anyhow::Result<(Jailed, Vec<String>)> {
+    let memory_bytes = frame.limits.memory_bytes.saturating_add(MEMORY_SPARE_BYTES);
+    let bounds = Bounds { memory_bytes, cpu: None };
+    let mut jailed = Jailed::spawn("run-apart", &bounds).context("cannot start a process")?;
+    let told = (|| -> io::Result<Vec<u8>> {
+        jailed.write(&json(frame))?;
+        jailed.write(artifact.bytes())?;
+        jailed.read(START_TIME)
+    })();
+    let answer = match told {
+        Ok(answer) => serde_json::from_slice(&answer)?,
+        Err(error) => anyhow::bail!("it did not start: {}", jailed.last_words(&error)),
+    };
+    match answer {
+        Started::Ready { notes } => Ok((jailed, notes)),
+        Started::Failed { text } => anyhow::bail!("{text}"),
+    }
+}
+
+fn ask(
+    jailed: &mut Jailed,
+    message: &Message,
+    attempt: u32,
+    started_ms: u64,
+    patience: Duration,
+) -> io::Result<Report> {
+    jailed.write(&json(&message_frame(message, attempt, started_ms)))?;
+    let frame: ReportFrame = serde_json::from_slice(&jailed.read(patience)?)?;
+    Ok(frame.into())
 }
 
 /// What `cofferdam run-apart` does: locks itself in and answers until its input ends.
@@ -219,8 +273,7 @@ fn plugin_frame(version: &Version) -> PluginFrame {
     }
 }
 
-fn message_frame(delivery: &Delivery, attempt: u32, started_ms: u64) -> MessageFrame {
-    let message = &delivery.message;
+fn message_frame(message: &Message, attempt: u32, started_ms: u64) -> MessageFrame {
     MessageFrame {
         id: message.id.to_string(),
         message_id: message.message_id.clone(),

@@ -66,6 +66,8 @@ pub(crate) enum Verb {
     Test(commands::test::Args),
     /// What a plugin is and asks for, without running it
     Inspect(commands::inspect::Args),
+    /// Run unknown code in a sealed process, with everything denied, and say what it did
+    Detonate(commands::detonate::Args),
     /// Dead letters: look, send back, discard
     Dlq(commands::dlq::Args),
     /// Check on the live system that nothing was lost or doubled

@@ -12,6 +12,7 @@ pub(crate) mod approve;
 pub(crate) mod bench;
 pub(crate) mod demo;
 pub(crate) mod deploy;
+pub(crate) mod detonate;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
 pub(crate) mod history;

@@ -86,6 +86,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Streams(args) => commands::streams::run(&common, args).await,
         Verb::Test(args) => commands::test::run(&common, args).await,
         Verb::Inspect(args) => commands::inspect::run(&common, args).await,
+        Verb::Detonate(args) => commands::detonate::run(&common, args),
         Verb::Dlq(args) => commands::dlq::run(&common, args).await,
         Verb::Verify(args) => commands::verify::run(&common, args).await,
         Verb::Doctor(args) => commands::doctor::run(&common, args).await,

@@ -73,7 +73,7 @@ pub(crate) struct Ran {
 }
 
 /// The entry that a producer of this stream would have written.
-fn entry(input: &Input, subscription: &Subscription) -> RawEntry {
+pub(crate) fn entry(input: &Input, subscription: &Subscription) -> RawEntry {
     let field = |name: &str, value: &str| (name.as_bytes().to_vec(), value.as_bytes().to_vec());
     let mut fields: Vec<_> = match &subscription.codec {
         Codec::Envelope => vec![field("payload", &input.payload)],

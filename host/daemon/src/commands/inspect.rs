@@ -64,7 +64,7 @@ fn read_manifest(args: &Args) -> Result<Option<Manifest>> {
 }
 
 /// What an import gives the plugin, in plain words.
-fn meaning(import: &str) -> &'static str {
+pub(crate) fn meaning(import: &str) -> &'static str {
     let plain = import.split_once('@').map_or(import, |(plain, _)| plain);
     match plain {
         "cofferdam:plugin/types" => "the types of the contract",

@@ -2,7 +2,7 @@
 //! working directory is read.
 
 mod chain;
-mod log;
+pub(crate) mod log;
 mod report;
 
 use std::path::{Path, PathBuf};

@@ -42,7 +42,7 @@ pub(super) fn clock_argument(text: &str) -> Result<String, String> {
 }
 
 /// Reads logs into batches of inputs.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     files: std::slice::Iter<'a, PathBuf>,
     open: Option<JsonLines>,
     clock: Option<&'a str>,
@@ -50,24 +50,24 @@ pub(super) struct Reader<'a> {
     now_ms: u64,
     /// Events read so far.
     count: u64,
-    pub(super) read: Arc<AtomicU64>,
+    pub(crate) read: Arc<AtomicU64>,
     pub(super) refused: u64,
     pub(super) timeless: u64,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(files: &'a [PathBuf], clock: Option<&'a str>) -> Self {
+    pub(crate) fn new(files: &'a [PathBuf], clock: Option<&'a str>) -> Self {
         let read = Arc::default();
         Reader { files: files.iter(), open: None, clock, now_ms: BEGAN_MS, count: 0, read, refused: 0, timeless: 0 }
     }
 
     /// Bytes of all files, as far as they are known.
-    pub(super) fn total(files: &[PathBuf]) -> u64 {
+    pub(crate) fn total(files: &[PathBuf]) -> u64 {
         files.iter().filter_map(|file| std::fs::metadata(file).ok()).map(|meta| meta.len()).sum()
     }
 
     /// The next events; none at the end.
-    pub(super) fn batch(&mut self) -> Result<Vec<Input>> {
+    pub(crate) fn batch(&mut self) -> Result<Vec<Input>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while batch.len() < BATCH && bytes < BATCH_BYTES {
             let Some(lines) = &mut self.open else {
@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Says what was passed over.
-    pub(super) fn say_what_was_left(&self) {
+    pub(crate) fn say_what_was_left(&self) {
         if self.refused > 0 {
             note(&format!("{} lines are no JSON and were left out", HumanCount(self.refused)));
         }

@@ -1,0 +1,61 @@
+//! `cofferdam detonate`: unknown code in a sealed process, and the page about it.
+
+use std::fs;
+use std::path::Path;
+
+use cofferdam_tests::{cofferdam_in, errors, guest, guests};
+use serde_json::Value;
+
+/// Detonates a file over events: the page, and the report.
+fn detonate(wasm: &[u8], events: &str) -> (String, Value) {
+    let place = tempfile::Builder::new().prefix("cf-").tempdir().unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(Path::join(place.path(), name), bytes).unwrap();
+    put("unknown.wasm", wasm);
+    put("events.jsonl", events.as_bytes());
+    // A configuration that would be refused is not read.
+    put("cofferdam.toml", b"nonsense = true\n");
+    let arguments =
+        ["detonate", "unknown.wasm", "--input", "events.jsonl", "--report", "out.json", "--deadline", "300ms"];
+    let output = cofferdam_in(place.path(), &arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let report = fs::read_to_string(place.path().join("out.json")).unwrap();
+    (String::from_utf8_lossy(&output.stdout).into_owned(), serde_json::from_str(&report).unwrap())
+}
+
+#[test]
+fn unknown_code_is_let_do_what_it_wants_and_all_of_it_is_on_the_page() {
+    let events = "{\"do\":\"emit\",\"to\":\"stream:one\"}\n{\"do\":\"emit\",\"to\":\"stream:two\"}\n{\"do\":\"spin\"}\n{\"do\":\"trap\"}\n\
+                  {\"do\":\"emit\",\"to\":\"stream:dead_letter\"}\n{\"do\":\"grow\"}\n{\"do\":\"reject\"}\n";
+    let (page, report) = detonate(&guest("test/actor.wasm"), events);
+    for wanted in [
+        "stream:one",
+        "stream:two",
+        "the payload says trap",
+        "it ran until it was stopped",
+        "the host's own keys",
+        "cofferdam:plugin/config",
+    ] {
+        assert!(page.contains(wanted), "{wanted} is missing:\n{page}");
+    }
+    assert_eq!((&report["events"], &report["outcomes"]["events"]), (&7.into(), &2.into()), "{report}");
+    for word in ["deadline", "trap", "reserved-stream", "memory", "reject"] {
+        assert_eq!(report["outcomes"][word], 1, "{word}: {report}");
+    }
+    assert_eq!(report["jail_lacks"].as_array().map(Vec::len), Some(0), "{report}");
+}
+
+#[test]
+fn what_does_not_compile_within_its_bounds_and_what_is_no_code_are_lines_of_the_page() {
+    for (wasm, wanted) in [(guests::build("61-nested-loops"), "it did not run: "), (b"\x7fELF".to_vec(), "ELF")] {
+        let (page, report) = detonate(&wasm, "{}\n");
+        assert!(page.contains(wanted), "{page}");
+        assert!(report["refused"].as_str().is_some_and(|text| !text.is_empty()), "{report}");
+    }
+}
+
+#[test]
+fn nothing_that_it_says_reaches_the_terminal_raw() {
+    let (page, _) = detonate(&guests::build("45-forged-log"), "{}\n");
+    assert!(page.contains("it logged"), "{page}");
+    assert!(!page.contains('\u{1b}') && !page.contains('\u{7}') && !page.contains('\u{202e}'), "{page:?}");
+}
