@@ -101,7 +101,7 @@ fn run_apart(process: &Apart, seat: &Seat, gate: &LogGate, mut job: Job) {
         match process.run(&version, delivery, started_ms) {
             Ok(report) => finish(&mut job, gate, &version, report, started_ms),
             Err(fault) => {
-                version.fared.note(false);
+                count(&version, Some(&fault), true);
                 let evidence = Evidence { started_ms: Some(started_ms), ..Evidence::default() };
                 job.finish(Err(fault), Some(version.terms.clone()), evidence);
             }
@@ -110,14 +110,18 @@ fn run_apart(process: &Apart, seat: &Seat, gate: &LogGate, mut job: Job) {
     }
 }
 
+/// Counts how a delivery ended for its version. What the host itself could not do says nothing of a version.
+fn count(version: &Version, fault: Option<&Fault>, failed: bool) {
+    if !matches!(fault, Some(Fault::Host { .. })) {
+        version.fared.note(!failed);
+    }
+}
+
 fn finish(job: &mut Job, gate: &LogGate, version: &Version, report: Report, started_ms: u64) {
     let Some(delivery) = job.current() else { return };
     log_lines(gate, &version.manifest.name, &delivery.message, &report.log);
     let failed = !matches!(report.result, Ok(Outcome::Events(_)));
-    // What the host itself could not do says nothing of a version.
-    if !matches!(report.result, Err(Fault::Host { .. })) {
-        version.fared.note(!failed);
-    }
+    count(version, report.result.as_ref().err(), failed);
     let evidence = Evidence {
         took: report.took,
         memory_bytes: report.memory_bytes,

@@ -249,7 +249,7 @@ pub(crate) fn check(spec: &PluginSpec, outcome: Outcome) -> Result<Outcome, Faul
 
 /// Whether the plugin may give that much in this second.
 fn within_quota(plugin: &Plugin, events: &[Event]) -> Result<(), Fault> {
-    plugin.quota.take(&plugin.spec().limits, events.len() as u64, events.iter().map(event_bytes).sum())
+    plugin.quota.take(&plugin.spec().limits, events.len() as u64, || events.iter().map(event_bytes).sum())
 }
 
 fn check_events(spec: &PluginSpec, events: &[Event]) -> Result<(), Fault> {
