@@ -291,6 +291,10 @@ impl Lane {
     }
 
     fn finish(&mut self, id: EntryId) -> Option<Delivery> {
+        // Given to us anew, under another token: it is not over, and whatever is behind it still waits.
+        if self.in_flight.contains_key(&id) {
+            return None;
+        }
         self.forget_waiting(id);
         self.order.as_mut()?.queues.finish(id)
     }
