@@ -50,6 +50,12 @@ fn what_asks_for_more_waits_while_the_old_version_runs_and_goes_live_once_it_is_
     });
     answers_as("two");
     assert!(!redis.cli(&["XRANGE", "stream:out", "-", "+"]).contains(r#""version":"three""#), "it ran unapproved");
+    // What a host says of itself comes a moment after what it writes beside the file.
+    wait_until("a host reports that it waits", || {
+        let (data, url) = (hosts[0].data.to_string_lossy().into_owned(), redis.url());
+        let shown = cofferdam(&["plugins", "--json", "--data", &data, "--redis", &url]);
+        String::from_utf8_lossy(&shown.stdout).contains(r#""awaits_approval": true"#)
+    });
     let other = approve(&hosts[0], &redis, &["--digest", "ffffffffffff"]);
     assert!(!other.status.success(), "another digest approves nothing");
     let done = approve(&hosts[0], &redis, &["--reason", "as agreed"]);
