@@ -74,9 +74,11 @@ for name in normalize classify ioc bench; do
   place "$name/$name.toml" "$name.toml"
 done
 
-# The guest of the host's own tests.
-build -p actor
-place "$built/actor.wasm" test/actor.wasm
+# The guests of the host's own tests, and one that the documents take in from outside.
+build -p actor -p vendor
+for name in actor vendor; do
+  place "$built/$name.wasm" "test/$name.wasm"
+done
 
 for file in "$dist"/*.wasm "$dist"/test/*.wasm; do
   printf '%8d bytes  %s\n' "$(stat -c %s "$file")" "plugins/$file"

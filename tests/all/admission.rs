@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use cofferdam_tests::{Host, Place, Redis, guest, program, publish, wait_until};
+use cofferdam_tests::{Host, Place, Redis, cofferdam, guest, program, publish, wait_until};
 
 const MANIFEST: &str = "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n";
 
@@ -104,4 +104,37 @@ fn code_that_was_compiled_elsewhere_is_never_loaded() {
     fs::write(place.plugins().join("short.wasm"), &wasm[..8]).unwrap();
     let status = place.plugins().join("short.status.txt");
     wait_until("the cut is noticed", || fs::read_to_string(&status).is_ok_and(|text| text.contains("whole file: ")));
+}
+
+#[test]
+fn a_version_whose_own_cases_fail_is_refused_with_the_first_of_them_until_they_are_mended() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let cases = |expect: &str| {
+        let text = format!("[[case]]\nname = \"it answers\"\nmessage = {{ do = \"emit\" }}\nexpect = {expect:?}\n");
+        fs::write(place.plugins().join("actor.test.toml"), text).expect("the folder can be written");
+    };
+    cases("filtered");
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    let status = place.plugins().join("actor.status.txt");
+    let said = |part: &str| fs::read_to_string(&status).is_ok_and(|text| text.contains(part));
+    wait_until("its case is told", || said("cases: 1 of 1 cases in actor.test.toml do not come out as expected"));
+    assert!(said("\"it answers\": expected filtered, got 1 events") && said("ok       compile"));
+    publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
+    fs::write(
+        place.plugins().join("actor.test.toml"),
+        "[[case]]\nname = \"it answers\"\nmessage = { do = \"emit\" }\n[[case.events]]\nstream = \"stream:out\"\n",
+    )
+    .expect("the folder can be written");
+    wait_until("it runs", || redis.number(&["XLEN", "stream:out"]) == 1);
+    wait_until("every step is told", || said("ok       cases       1 of 1 as expected") && said("ok       approval"));
+    // A version that is worse leaves the one that runs where it is.
+    cases("filtered");
+    wait_until("it is refused again", || said("REFUSED  cases"));
+    assert!(said("actor: running"));
+    let (data, url) = (host.data.to_string_lossy().into_owned(), redis.url());
+    wait_until("plugins NAME shows the steps", || {
+        let shown = cofferdam(&["plugins", "actor", "--data", &data, "--redis", &url]);
+        String::from_utf8_lossy(&shown.stdout).contains("REFUSED  cases")
+    });
 }

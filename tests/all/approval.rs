@@ -1,16 +1,18 @@
-//! Versions that ask for more than those before them.
-
 use std::fs;
 
-use cofferdam_tests::{Host, Place, Redis, cofferdam, errors, publish, wait_until};
+use cofferdam_tests::guests::with_section;
+use cofferdam_tests::{Host, Place, Redis, approve, cofferdam, errors, guest, program, publish, wait_until};
 
 fn put(place: &Place, version: &str, more: &str) {
     place.put_actor(&format!("{more}[config]\nversion = \"{version}\"\n"));
 }
 
-fn approve(host: &Host, redis: &Redis, more: &[&str]) -> std::process::Output {
+/// What `approve` says of a version that does not wait.
+fn refused(host: &Host, redis: &Redis, more: &[&str]) -> String {
     let (data, url) = (host.data.to_string_lossy().into_owned(), redis.url());
-    cofferdam(&[&["approve", "actor", "--data", &data, "--redis", &url], more].concat())
+    let ran = cofferdam(&[&["approve", "actor", "--data", &data, "--redis", &url], more].concat());
+    assert!(!ran.status.success(), "it was approved");
+    errors(&ran)
 }
 
 #[test]
@@ -29,12 +31,7 @@ fn what_asks_for_more_waits_while_the_old_version_runs_and_goes_live_once_it_is_
         });
     };
     answers_as("one");
-    let nothing = approve(&hosts[0], &redis, &[]);
-    assert!(
-        !nothing.status.success() && errors(&nothing).contains("no version of actor waits"),
-        "{}",
-        errors(&nothing)
-    );
+    assert!(refused(&hosts[0], &redis, &[]).contains("no version of actor waits"));
     // A version that asks for no more goes through.
     put(&place, "two", "");
     answers_as("two");
@@ -50,16 +47,8 @@ fn what_asks_for_more_waits_while_the_old_version_runs_and_goes_live_once_it_is_
     });
     answers_as("two");
     assert!(!redis.cli(&["XRANGE", "stream:out", "-", "+"]).contains(r#""version":"three""#), "it ran unapproved");
-    // What a host says of itself comes a moment after what it writes beside the file.
-    wait_until("a host reports that it waits", || {
-        let (data, url) = (hosts[0].data.to_string_lossy().into_owned(), redis.url());
-        let shown = cofferdam(&["plugins", "--json", "--data", &data, "--redis", &url]);
-        String::from_utf8_lossy(&shown.stdout).contains(r#""awaits_approval": true"#)
-    });
-    let other = approve(&hosts[0], &redis, &["--digest", "ffffffffffff"]);
-    assert!(!other.status.success(), "another digest approves nothing");
-    let done = approve(&hosts[0], &redis, &["--reason", "as agreed"]);
-    assert!(done.status.success(), "{}", errors(&done));
+    refused(&hosts[0], &redis, &["--digest", "ffffffffffff"]);
+    let done = approve(&hosts[0], &redis, "actor", "as agreed");
     let shown = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(shown.contains("+ instances = \"reuse\"") && shown.contains("approved: actor"), "{shown}");
     answers_as("three");
@@ -74,4 +63,65 @@ fn what_asks_for_more_waits_while_the_old_version_runs_and_goes_live_once_it_is_
     put(&place, "four", "instances = \"reuse\"\n");
     answers_as("four");
     assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
+}
+
+const INSIDE: &[u8] = b"subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\nstart = \"oldest\"\n";
+
+#[test]
+fn a_new_plugin_that_brings_its_own_manifest_waits_for_somebody_to_approve_it_unless_it_is_trusted() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let wasm = with_section(guest("test/actor.wasm"), "cofferdam:manifest", INSIDE);
+    let host = place.host(&redis, 1);
+    fs::write(place.plugins().join("actor.wasm"), &wasm).expect("the folder can be written");
+    publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
+    let status = place.plugins().join("actor.status.txt");
+    wait_until("it waits, and says what it asks for", || {
+        fs::read_to_string(&status)
+            .is_ok_and(|text| text.starts_with("actor: waiting") && text.contains("+ emits to stream:out"))
+    });
+    assert_eq!(redis.cli(&["EXISTS", "stream:out"]), "0", "it ran unapproved");
+    approve(&host, &redis, "actor", "");
+    wait_until("it runs", || redis.number(&["XLEN", "stream:out"]) == 1);
+    // A file that lost its end has lost its manifest, and is not run without.
+    fs::write(place.plugins().join("actor.wasm"), &wasm[..wasm.len() - 1]).expect("the folder can be written");
+    wait_until("the rest is not run", || {
+        fs::read_to_string(&status).is_ok_and(|text| text.starts_with("actor: paused") || text.contains("REFUSED"))
+    });
+    drop(host);
+
+    let (redis, place) = (Redis::start(), Place::new());
+    let trust = [("COFFERDAM__POLICY__EMBEDDED", "trust")];
+    let _host = Host::start(&program(), &redis.url(), &place.directory.path().join("data"), &place.plugins(), &trust);
+    fs::write(place.plugins().join("actor.wasm"), &wasm).expect("the folder can be written");
+    publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
+    wait_until("it runs", || redis.number(&["XLEN", "stream:out"]) == 1);
+}
+
+#[test]
+fn a_circle_of_plugins_waits_for_whoever_closes_it_and_stays_allowed_over_a_restart() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let (there, back) = (
+        "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n",
+        "subscribe = [\"stream:out\"]\nemit = [\"stream:in\"]\n",
+    );
+    place.put("there", &guest("test/actor.wasm"), there);
+    let host = place.host(&redis, 1);
+    wait_until("one way is open", || host.log().contains("live plugin=\"there\""));
+    place.put("actor", &guest("test/actor.wasm"), back);
+    let status = place.plugins().join("actor.status.txt");
+    wait_until("the way back waits, and the circle is shown", || {
+        fs::read_to_string(&status)
+            .is_ok_and(|text| text.contains("+ closes a circle: actor → stream:in → there → stream:out → actor"))
+    });
+    approve(&host, &redis, "actor", "it ends by itself");
+    wait_until("the way back is open", || host.log().contains("live plugin=\"actor\""));
+    host.stop();
+    // Another one closes it now: which of the two is there last is nobody's affair.
+    let data = place.directory.path().join("data1");
+    fs::remove_file(data.join("log")).expect("the host has logged");
+    fs::rename(place.plugins().join("there.toml"), place.plugins().join("there.aside")).expect("it is there");
+    let host = place.host(&redis, 1);
+    wait_until("the first is back", || host.log().contains("live plugin=\"actor\""));
+    fs::rename(place.plugins().join("there.aside"), place.plugins().join("there.toml")).expect("it is there");
+    wait_until("and so is the second", || host.log().contains("live plugin=\"there\""));
 }

@@ -45,6 +45,19 @@ fn unknown_code_is_let_do_what_it_wants_and_all_of_it_is_on_the_page() {
 }
 
 #[test]
+fn a_plugin_that_calls_home_is_denied_the_network_and_told_on() {
+    let events = "{\"eventid\":\"cowrie.login.failed\",\"src_ip\":\"203.0.113.7\"}\n{\"eventid\":\"cowrie.log.closed\"}\n";
+    let (page, report) = detonate(&guest("test/vendor.wasm"), events);
+    assert_eq!((&report["outcomes"]["events"], &report["outcomes"]["filtered"]), (&1.into(), &1.into()), "{report}");
+    assert!(page.contains("telemetry: "), "{page}");
+    // Built without a target that knows WASI it has no function to call.
+    if report["imports"].to_string().contains("wasi:sockets") {
+        assert_eq!(report["host_calls"]["wasi:sockets/tcp-create-socket"], 1, "{report}");
+        assert!(page.contains("it reached for files or the network 1 times, and got nothing"), "{page}");
+    }
+}
+
+#[test]
 fn what_does_not_compile_within_its_bounds_and_what_is_no_code_are_lines_of_the_page() {
     for (wasm, wanted) in [(guests::build("61-nested-loops"), "it did not run: "), (b"\x7fELF".to_vec(), "ELF")] {
         let (page, report) = detonate(&wasm, "{}\n");

@@ -4,7 +4,7 @@
 mod admission;
 /// Limits that keep Redis from filling up, reached and left.
 mod alarms;
-/// Versions that ask for more than those before them.
+/// What waits until somebody approves it: more than before, a manifest from inside, a circle.
 mod approval;
 /// Inputs that a person, a producer or a plugin can get wrong.
 mod bad_input;
@@ -14,15 +14,19 @@ mod command_line;
 mod crash;
 /// Loops, and what they do to their neighbours.
 mod deadline;
-/// Every code block of the README and of docs/.
+/// Unknown code, and what it is seen to do.
 mod detonating;
+/// Every code block of the README and of docs/.
 mod documents;
 /// Another server in the place of Redis: promotion, Sentinel.
 mod failover;
-/// What becomes of a delivery: every outcome and fault, and what is left in Redis.
+/// Hosts of two formats on one Redis.
 mod formats;
 /// Guests that mean harm, all 80 kinds of them.
 mod hostile;
+/// What a file says of itself.
+mod inspecting;
+/// What becomes of a delivery: every outcome and fault, and what is left in Redis.
 mod life;
 /// Bugs on purpose, each with the damage that it does: what the other tests would have to see.
 mod mutants;
@@ -32,20 +36,25 @@ mod network;
 mod network_errors;
 /// What operators do to the Redis that hosts are at work on, downstreams that are away, and fleets with nothing to do.
 mod operators;
-/// The failures of the original pipeline, each by name.
+/// Messages of one key in their order, over retries and hand-overs.
 mod ordered;
+/// The failures of the original pipeline, each by name.
 mod original;
 /// Versions swapped under load, half of them broken.
 mod reload;
 /// Hosts that come and go, and two of one name.
 mod rolling;
+/// Who vouches for a plugin.
+mod signatures;
 /// Power, memory, disk and clock of Redis, failing under load.
 mod storage;
-/// Arrows between crates, bans, guests without a test.
+/// A plugin over its cases and over logs, without a host.
 mod testing;
+/// Arrows between crates, bans, guests without a test.
 mod tidy;
 /// Faults planted by hand into what a host has done, and a system at work: what `verify` says of them.
 mod verify;
+/// Versions that are rolled back, by a person and by themselves.
 mod versions;
 /// The ways in which files come into a watched folder.
 mod watching;

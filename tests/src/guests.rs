@@ -240,3 +240,21 @@ fn generated(name: &str) -> Option<Vec<u8>> {
         _ => return None,
     })
 }
+
+/// A file with a custom section at its end.
+pub fn with_section(mut wasm: Vec<u8>, name: &str, data: &[u8]) -> Vec<u8> {
+    let leb = |mut number: usize| {
+        let mut bytes = Vec::new();
+        while number >= 0x80 {
+            bytes.push((number & 0x7f) as u8 | 0x80);
+            number >>= 7;
+        }
+        bytes.push(number as u8);
+        bytes
+    };
+    let body = [leb(name.len()), name.as_bytes().to_vec(), data.to_vec()].concat();
+    wasm.push(0);
+    wasm.extend(leb(body.len()));
+    wasm.extend(body);
+    wasm
+}

@@ -299,6 +299,18 @@ impl Drop for Host {
     }
 }
 
+/// Approves what waits of a plugin, as soon as a host has reported that it does.
+pub fn approve(host: &Host, redis: &Redis, plugin: &str, reason: &str) -> Output {
+    let (data, url) = (host.data.to_string_lossy().into_owned(), redis.url());
+    let mut done = None;
+    wait_until("something waits, and is approved", || {
+        let ran = cofferdam(&["approve", plugin, "--data", &data, "--redis", &url, "--reason", reason]);
+        done = Some(ran).filter(|ran| ran.status.success());
+        done.is_some()
+    });
+    done.expect("it was just there")
+}
+
 /// Runs the program with arguments to its end.
 pub fn cofferdam(arguments: &[&str]) -> Output {
     cofferdam_in(Path::new("."), arguments)

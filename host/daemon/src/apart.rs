@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cofferdam_model::{Delivery, Event, Fault, Message, Outcome, ReasonCode, Route};
+use cofferdam_sandbox::record::Calls;
 use cofferdam_sandbox::{
     Artifact, Call, Digest, Engine, EngineConfig, Instances, Limits, LogLevel, LogLine, Plugin, PluginSpec, Report,
     Slot,
@@ -39,6 +40,8 @@ struct PluginFrame {
     subscribe: Vec<String>,
     emit: Vec<String>,
     limits: Limits,
+    /// Whether to tell which functions of the host it calls.
+    recording: bool,
 }
 
 /// What the process says before the first message.
@@ -74,6 +77,7 @@ struct ReportFrame {
     took: Duration,
     memory_bytes: u64,
     log: Vec<(u8, String)>,
+    calls: Calls,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -173,6 +177,7 @@ impl Stranger {
             subscribe: vec![stream.to_owned()],
             emit: emit.to_vec(),
             limits,
+            recording: true,
         };
         let (jailed, notes) = begin(&frame, artifact)?;
         Ok((Stranger { jailed, patience: limits.deadline + ANSWER_SPARE }, notes))
@@ -257,7 +262,8 @@ fn load(engine: &Engine, frame: PluginFrame, artifact: Artifact) -> anyhow::Resu
         config: frame.config,
         route: Route::new(frame.subscribe, frame.emit)?,
     };
-    Ok(std::sync::Arc::new(Plugin::from_artifact(engine, &artifact, spec)?))
+    let plugin = Plugin::from_artifact(engine, &artifact, spec)?;
+    Ok(std::sync::Arc::new(if frame.recording { plugin.recording() } else { plugin }))
 }
 
 fn plugin_frame(version: &Version) -> PluginFrame {
@@ -270,6 +276,7 @@ fn plugin_frame(version: &Version) -> PluginFrame {
         subscribe: spec.route.subscribe().to_vec(),
         emit: spec.route.emit().to_vec(),
         limits: version.limits,
+        recording: false,
     }
 }
 
@@ -324,7 +331,7 @@ impl From<Report> for ReportFrame {
             Err(other) => ResultFrame::Host { text: other.to_string() },
         };
         let log = report.log.into_iter().map(|line| (line.level as u8, line.line)).collect();
-        ReportFrame { result, took: report.took, memory_bytes: report.memory_bytes, log }
+        ReportFrame { result, took: report.took, memory_bytes: report.memory_bytes, log, calls: report.calls }
     }
 }
 
@@ -352,7 +359,7 @@ impl From<ReportFrame> for Report {
             _ => LogLevel::Error,
         };
         let log = frame.log.into_iter().map(|(number, line)| LogLine { level: level(number), line }).collect();
-        Report { result, took: frame.took, memory_bytes: frame.memory_bytes, log }
+        Report { result, took: frame.took, memory_bytes: frame.memory_bytes, log, calls: frame.calls }
     }
 }
 

@@ -1,12 +1,15 @@
 //! Whether a version asks for more than its plugin has been allowed so far. Pure: who approved what stands in Redis.
 //!
-//! The first version of a plugin is approved by the manifest that the operator put beside it. From then on a version that asks
-//! for a stream, a mode, memory, time or threads beyond that waits, and the difference is shown.
+//! The first version of a plugin is approved by the manifest that the operator put beside it; one whose manifest came inside the wasm
+//! is nobody's word but its maker's, and waits. From then on a version that asks for a stream, a mode, memory, time or threads beyond
+//! what was allowed waits, and the difference is shown. A circle of plugins, each reading what the one before emits, waits for every
+//! plugin that closes it, whatever its manifest says.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cofferdam_sandbox::Instances;
+use cofferdam_streams::Approvals;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::Manifest;
@@ -22,11 +25,39 @@ pub(crate) struct Asks {
     threads: Option<usize>,
     memory_bytes: u64,
     deadline: Duration,
+    /// The circles that it closes with the plugins that run. Allowed for all plugins of a circle at once, so not kept with each.
+    #[serde(skip)]
+    pub(crate) cycles: Vec<String>,
+}
+
+/// What has been allowed so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    /// What the plugin's versions have been allowed; `None` before its first.
+    pub(crate) allowed: Option<Asks>,
+    /// Whether this version is approved by name.
+    pub(crate) approved: bool,
+    /// Circles that have been allowed.
+    cycles: BTreeSet<String>,
+    /// Whether a first version needs to be approved.
+    strict: bool,
+}
+
+impl Known {
+    /// What stands in Redis. `strict` is whether a first version needs to be approved.
+    pub(crate) fn read(found: &Approvals, strict: bool) -> Known {
+        Known {
+            allowed: found.allowed.as_deref().and_then(|text| serde_json::from_str(text).ok()),
+            approved: found.approved,
+            cycles: found.cycles.iter().cloned().collect(),
+            strict,
+        }
+    }
 }
 
 impl Asks {
-    /// What a manifest asks for.
-    pub(crate) fn of(manifest: &Manifest) -> Asks {
+    /// What a manifest asks for, and the circles that it closes.
+    pub(crate) fn of(manifest: &Manifest, cycles: Vec<String>) -> Asks {
         Asks {
             read: manifest.route.subscribe().iter().cloned().collect(),
             emit: manifest.route.emit().iter().cloned().collect(),
@@ -34,11 +65,47 @@ impl Asks {
             threads: manifest.concurrency,
             memory_bytes: manifest.limits.memory_bytes,
             deadline: manifest.limits.deadline,
+            cycles,
         }
     }
 
-    /// What this asks for beyond `allowed`, a line each; empty when nothing.
-    pub(crate) fn beyond(&self, allowed: &Asks) -> Vec<String> {
+    /// What this asks for beyond what is known to be allowed, a line each; empty when nothing.
+    pub(crate) fn beyond(&self, known: &Known) -> Vec<String> {
+        let mut lines = match &known.allowed {
+            Some(allowed) => self.more_than(allowed),
+            None if known.strict => self.all(),
+            None => Vec::new(),
+        };
+        let cycles = self.cycles.iter().filter(|cycle| !known.cycles.contains(*cycle));
+        lines.extend(cycles.map(|cycle| format!("+ closes a circle: {cycle}")));
+        lines
+    }
+
+    /// Everything that a new plugin asks for.
+    fn all(&self) -> Vec<String> {
+        let mut lines = vec![String::from("+ a new plugin whose manifest stands inside it")];
+        lines.extend(self.read.iter().map(|stream| format!("+ reads {stream}")));
+        lines.extend(self.emit.iter().map(|stream| format!("+ emits to {stream}")));
+        if self.reuse {
+            lines.push(String::from("+ instances = \"reuse\": one message's instance handles the next"));
+        }
+        lines.push(format!("+ memory {}", show_bytes(self.memory_bytes)));
+        lines.push(format!("+ deadline {}", humantime::format_duration(self.deadline)));
+        lines
+    }
+
+    /// What there is to note once this is allowed; nothing when all of it is known.
+    pub(crate) fn to_note(&self, known: &Known) -> Option<String> {
+        let now = match &known.allowed {
+            Some(allowed) => self.with(allowed),
+            None => Asks { cycles: Vec::new(), ..self.clone() },
+        };
+        let more_cycles = self.cycles.iter().any(|cycle| !known.cycles.contains(cycle));
+        (more_cycles || known.allowed.as_ref() != Some(&now))
+            .then(|| serde_json::to_string(&now).expect("strings and numbers always serialize"))
+    }
+
+    fn more_than(&self, allowed: &Asks) -> Vec<String> {
         let mut lines = Vec::new();
         lines.extend(self.read.difference(&allowed.read).map(|stream| format!("+ reads {stream}")));
         lines.extend(self.emit.difference(&allowed.emit).map(|stream| format!("+ emits to {stream}")));
@@ -63,7 +130,7 @@ impl Asks {
     }
 
     /// Both together: what is allowed once this is.
-    pub(crate) fn with(&self, allowed: &Asks) -> Asks {
+    fn with(&self, allowed: &Asks) -> Asks {
         Asks {
             read: self.read.union(&allowed.read).cloned().collect(),
             emit: self.emit.union(&allowed.emit).cloned().collect(),
@@ -71,6 +138,7 @@ impl Asks {
             threads: self.threads.zip(allowed.threads).map(|(one, other)| one.max(other)),
             memory_bytes: self.memory_bytes.max(allowed.memory_bytes),
             deadline: self.deadline.max(allowed.deadline),
+            cycles: Vec::new(),
         }
     }
 }
@@ -80,20 +148,20 @@ mod tests {
     use super::*;
 
     fn asks(text: &str) -> Asks {
-        Asks::of(&Manifest::parse(text, "p").unwrap().0)
+        Asks::of(&Manifest::parse(text, "p").unwrap().0, Vec::new())
     }
 
     #[test]
     fn only_what_is_more_than_before_is_shown() {
         let first = asks("subscribe = [\"a\"]\nemit = [\"b\"]\nconcurrency = 2");
-        assert!(first.beyond(&first).is_empty());
+        assert!(first.more_than(&first).is_empty());
         let less =
             asks("subscribe = [\"a\"]\nemit = []\nconcurrency = 1\n[limits]\nmemory = \"1MiB\"\ndeadline = \"1ms\"");
-        assert!(less.beyond(&first).is_empty(), "{:?}", less.beyond(&first));
+        assert!(less.more_than(&first).is_empty(), "{:?}", less.more_than(&first));
         let more = asks(
             "subscribe = [\"a\", \"c\"]\nemit = [\"b\", \"d\"]\ninstances = \"reuse\"\nconcurrency = 3\n[limits]\nmemory = \"128MiB\"\ndeadline = \"2s\"",
         );
-        let shown = more.beyond(&first).join("\n");
+        let shown = more.more_than(&first).join("\n");
         for part in [
             "reads c",
             "emits to d",
@@ -106,8 +174,30 @@ mod tests {
         }
         assert_eq!(shown.lines().count(), 6, "{shown}");
         let auto = asks("subscribe = [\"a\"]\nemit = [\"b\"]");
-        assert_eq!(auto.beyond(&first), ["+ concurrency auto (before: 2)"]);
-        assert!(first.beyond(&auto).is_empty());
-        assert!(more.beyond(&more.with(&first)).is_empty() && first.beyond(&more.with(&first)).is_empty());
+        assert_eq!(auto.more_than(&first), ["+ concurrency auto (before: 2)"]);
+        assert!(first.more_than(&auto).is_empty());
+        assert!(more.more_than(&more.with(&first)).is_empty() && first.more_than(&more.with(&first)).is_empty());
+    }
+
+    #[test]
+    fn a_first_version_is_its_operators_word_unless_its_manifest_came_inside_it() {
+        let first = asks("subscribe = [\"a\"]\nemit = [\"b\"]");
+        assert!(first.beyond(&Known::default()).is_empty());
+        let shown = first.beyond(&Known { strict: true, ..Known::default() }).join("\n");
+        for part in ["stands inside it", "reads a", "emits to b", "memory 64.0 MiB", "deadline 1s"] {
+            assert!(shown.contains(part), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_circle_is_asked_for_until_it_has_been_allowed_and_noted_once() {
+        let mut asks = asks("subscribe = [\"a\"]\nemit = [\"b\"]");
+        let known = Known { allowed: Some(asks.clone()), ..Known::default() };
+        assert_eq!((asks.beyond(&known), asks.to_note(&known)), (Vec::new(), None));
+        asks.cycles = vec![String::from("p → b → q → a → p")];
+        assert_eq!(asks.beyond(&known), ["+ closes a circle: p → b → q → a → p"]);
+        assert!(asks.to_note(&known).is_some());
+        let known = Known { cycles: asks.cycles.iter().cloned().collect(), ..known };
+        assert_eq!((asks.beyond(&known), asks.to_note(&known)), (Vec::new(), None));
     }
 }

@@ -126,9 +126,19 @@ impl Cases {
     /// Runs every case, each on an instance that has seen nothing else.
     ///
     /// # Errors
-    /// The machine refuses a thread.
-    pub(crate) fn run(&self, plugin: &Arc<Plugin>) -> anyhow::Result<Vec<CaseResult>> {
-        self.cases.iter().map(|case| case.run(plugin)).collect()
+    /// The machine refuses a thread, or all together take longer than `time`.
+    pub(crate) fn run(&self, plugin: &Arc<Plugin>, time: Duration) -> anyhow::Result<Vec<CaseResult>> {
+        let began = std::time::Instant::now();
+        let run = |(done, case): (usize, &Case)| {
+            anyhow::ensure!(
+                began.elapsed() < time,
+                "{done} of {} cases took {}, and that is all the time there is",
+                self.cases.len(),
+                humantime::format_duration(time)
+            );
+            case.run(plugin)
+        };
+        self.cases.iter().enumerate().map(run).collect()
     }
 }
 

@@ -1,12 +1,13 @@
 //! One verb, one file: the list below is the list of features.
 
 use anyhow::{Result, bail};
-use cofferdam_streams::Store;
+use cofferdam_streams::{HostReport, Store, StreamError};
 
 use crate::cli::Common;
 use crate::config::{Config, Overrides};
 use crate::exit::Environment;
 use crate::run_file::RunFile;
+use crate::supervisor::PluginReport;
 
 pub(crate) mod approve;
 pub(crate) mod bench;
@@ -33,6 +34,18 @@ pub(crate) struct Found {
     pub(crate) config: Config,
     /// The host on this machine; `None` when the Redis was named by flag or configuration and no host runs here.
     pub(crate) host: Option<RunFile>,
+}
+
+/// What every running host says of its plugins, by host. A report of another version of this program that is not understood is none.
+///
+/// # Errors
+/// Whatever Redis answers.
+pub(crate) async fn reports(store: &Store) -> Result<Vec<(HostReport, Vec<PluginReport>)>, StreamError> {
+    let read = |host: HostReport| {
+        let plugins = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+        (host, plugins)
+    };
+    Ok(store.hosts().await?.into_iter().map(read).collect())
 }
 
 /// The configuration of a verb that is not `run`.

@@ -25,7 +25,7 @@ use crate::frames::{read_frame, write_frame};
 use crate::host::MEMORY_BYTES_MAX;
 use crate::jail::{self, Bounds, Jailed};
 use crate::quantity::show_bytes;
-use crate::version::{Refusal, refuse};
+use crate::steps::{Refusal, Step, refuse};
 
 /// What the child needs before it compiles anything: the engine and its pool's bookkeeping.
 const MEMORY_OWN_BYTES: u64 = 64 << 20;
@@ -64,13 +64,6 @@ enum Answer {
     Refused { step: Step, text: String },
 }
 
-/// At which step of admission.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-enum Step {
-    Caps,
-    Compile,
-}
-
 impl Compiler {
     /// One that keeps what it makes, if a cache is given.
     pub(crate) fn new(engine: Engine, bounds: CompileBounds, cache: Option<Cache>) -> Self {
@@ -85,7 +78,7 @@ impl Compiler {
     /// The code of a file, from the cache or freshly compiled. Takes up to minutes: not for an async thread.
     ///
     /// # Errors
-    /// The step that refuses the file: "caps" or "compile".
+    /// The step that refuses the file: [`Step::Caps`] or [`Step::Compile`].
     pub(crate) fn artifact(&self, wasm: &[u8]) -> Result<Artifact, Refusal> {
         let key = format!("{}-{}", Digest::of(wasm), self.engine.compatibility());
         if let Some(artifact) = self.cache.as_ref().and_then(|cache| cache.get(&key)) {
@@ -102,7 +95,7 @@ impl Compiler {
         let CompileBounds { memory_bytes, time } = self.bounds;
         let bounds = Bounds { memory_bytes: memory_bytes.saturating_add(MEMORY_OWN_BYTES), cpu: Some(time) };
         let mut jailed = Jailed::spawn("compile-apart", &bounds)
-            .map_err(|error| refuse("compile", format!("cannot start the compiler's process: {error}")))?;
+            .map_err(|error| refuse(Step::Compile, format!("cannot start the compiler's process: {error}")))?;
         let answer = (|| -> io::Result<(Answer, Vec<u8>)> {
             jailed.write(wasm)?;
             let answer = serde_json::from_slice(&jailed.read(time * WALL_FACTOR)?)?;
@@ -117,9 +110,8 @@ impl Compiler {
                 notes.iter().for_each(|note| tracing::warn!("compiling: {note}"));
                 Ok(Artifact::from_own_compiler(bytes))
             }
-            Ok((Answer::Refused { step: Step::Caps, text }, _)) => Err(refuse("caps", text)),
-            Ok((Answer::Refused { step: Step::Compile, text }, _)) => Err(refuse("compile", text)),
-            Err(error) => Err(refuse("compile", self.why(&mut jailed, &error))),
+            Ok((Answer::Refused { step, text }, _)) => Err(refuse(step, text)),
+            Err(error) => Err(refuse(Step::Compile, self.why(&mut jailed, &error))),
         }
     }
 

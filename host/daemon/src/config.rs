@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::compile::CompileBounds;
 use crate::exit::Usage;
 use crate::quantity::{Bytes, Span};
+use crate::signature::Signers;
 
 /// The file as written.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -49,6 +50,9 @@ struct RawStream {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawPolicySection {
+    require_signature: bool,
+    signing_keys: Vec<String>,
+    embedded: Option<String>,
     default: RawPolicy,
     plugins: BTreeMap<String, RawPolicy>,
 }
@@ -151,6 +155,10 @@ pub(crate) struct Config {
     pub(crate) dead_letter_bytes: u64,
     /// What compiling one plugin may take.
     pub(crate) compile: CompileBounds,
+    /// Whose signatures count.
+    pub(crate) signers: Signers,
+    /// Whether a new plugin whose manifest stands inside it runs without being approved.
+    pub(crate) trusts_embedded: bool,
     site_configs: BTreeMap<String, BTreeMap<String, String>>,
     /// The file that was read.
     pub(crate) source: Option<PathBuf>,
@@ -241,6 +249,15 @@ impl Config {
             budgets,
             compile: compile_bounds(&raw.limits)?,
             dead_letter_bytes: raw.limits.dead_letters.map_or(1 << 30, |bytes| bytes.0),
+            signers: Signers::new(&raw.policy.signing_keys, raw.policy.require_signature)
+                .map_err(|text| anyhow::Error::new(Usage(text)))?,
+            trusts_embedded: match raw.policy.embedded.as_deref() {
+                None | Some("wait") => false,
+                Some("trust") => true,
+                Some(other) => bail!(Usage(format!(
+                    "[policy] embedded = {other:?} is not understood; write \"wait\" or \"trust\""
+                ))),
+            },
             site_configs,
             source,
         })

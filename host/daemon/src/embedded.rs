@@ -4,8 +4,8 @@ use std::io::Read;
 
 use anyhow::{Result, bail};
 
+use crate::candidate::Candidate;
 use crate::exit::Environment;
-use crate::version::Candidate;
 
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
@@ -22,7 +22,12 @@ pub(crate) fn plugin(name: &str) -> Result<Candidate> {
             "this build carries no plugin {name:?}: the guests were not built before the host.\n  in the source tree: plugins/build.sh, then cargo build --release (make does both)"
         )));
     };
-    Ok(Candidate { file_name: name.to_owned(), wasm: (*wasm).into(), manifest: (*manifest).to_owned() })
+    Ok(Candidate {
+        file_name: name.to_owned(),
+        wasm: (*wasm).into(),
+        manifest: (*manifest).to_owned(),
+        ..Candidate::default()
+    })
 }
 
 /// The lines of the lab log.

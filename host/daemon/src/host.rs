@@ -13,6 +13,7 @@ use cofferdam_streams::{Format, HostReport, Store, StreamError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::admission::Admission;
 use crate::clock;
 use crate::compile::Compiler;
 use crate::compiled::Cache;
@@ -82,7 +83,12 @@ impl Host {
         // Before the folder is looked at: a pin outlives every restart.
         versions.look().await?;
         let compiler = Arc::new(Compiler::new(engine, config.compile, Some(Cache::open(&config.data_dir)?)));
-        let folder = Folder::new(config.clone(), compiler, supervisor.clone(), versions.clone());
+        let folder = Folder::new(
+            config.plugins_dir.clone(),
+            Admission::new(config.clone(), compiler, supervisor.clone(), versions.clone()),
+            supervisor.clone(),
+            versions.clone(),
+        );
         let tasks = vec![
             tokio::spawn(bells.run(store.clone())),
             tokio::spawn(folder.run(stopping.clone())),

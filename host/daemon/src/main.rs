@@ -1,7 +1,9 @@
 //! The program: parse, load, run, exit code.
 
+mod admission;
 mod apart;
 mod approval;
+mod candidate;
 mod cases;
 mod cli;
 mod clock;
@@ -24,6 +26,8 @@ mod reload;
 mod run_file;
 mod runner;
 mod screen;
+mod signature;
+mod steps;
 mod supervisor;
 mod version;
 mod versions;

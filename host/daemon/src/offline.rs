@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cofferdam_model::route::HOPS_MAX;
 use cofferdam_model::{EntryId, Event, Fault, Message, Outcome};
-use cofferdam_sandbox::{Call, LogLine, Plugin, STACK_BYTES, Slot, invoke};
+use cofferdam_sandbox::record::Calls;
+use cofferdam_sandbox::{Call, LogLine, Plugin, Report, STACK_BYTES, Slot, invoke};
 use cofferdam_streams::{Codec, Decoded, RawEntry, Subscription, decode};
 
 /// Messages that a thread runs at a time: enough that handing them over does not count.
@@ -70,6 +71,8 @@ pub(crate) struct Ran {
     pub(crate) took: Duration,
     pub(crate) memory_bytes: u64,
     pub(crate) log: Vec<LogLine>,
+    /// Which functions of the host it called, when that is recorded.
+    pub(crate) calls: Calls,
 }
 
 /// The entry that a producer of this stream would have written.
@@ -105,7 +108,7 @@ fn run(plugin: &Arc<Plugin>, slot: &mut Slot, subscription: &Subscription, input
         None => None,
     };
     if let Some(ended) = early {
-        return Ran { message, ended, took: Duration::ZERO, memory_bytes: 0, log: Vec::new() };
+        return Ran { message, ended, took: Duration::ZERO, memory_bytes: 0, log: Vec::new(), calls: Calls::new() };
     }
     let report = invoke(plugin, slot, &Call { message: &message, attempt: 1, started_ms: input.at_ms });
     let ended = match report.result {
@@ -114,7 +117,8 @@ fn run(plugin: &Arc<Plugin>, slot: &mut Slot, subscription: &Subscription, input
         Ok(Outcome::Reject { reason }) => Ended::Reject(reason),
         Err(fault) => Ended::Fault(fault),
     };
-    Ran { message, ended, took: report.took, memory_bytes: report.memory_bytes, log: report.log }
+    let Report { took, memory_bytes, log, calls, .. } = report;
+    Ran { message, ended, took, memory_bytes, log, calls }
 }
 
 /// Runs messages on `threads` threads, and gives back what became of each in their order.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cofferdam_delivery::{Bells, Counters, Counts, DeliveryConfig, Gate, Lane, LaneParts, Mode, PluginBreaker, Reader};
+use cofferdam_model::route::HOPS_MAX;
 use cofferdam_streams::{LaneKeys, Store, redrive_stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use tokio::task::JoinHandle;
 use crate::clock;
 use crate::manifest::{Manifest, StartRule, Subscribed};
 use crate::runner::{PluginRunner, System};
+use crate::steps::StepReport;
 use crate::version::{Seat, Version};
 
 /// What a plugin is doing, for people.
@@ -50,6 +52,9 @@ pub(crate) struct PluginReport {
     /// Whether the candidate runs as soon as somebody approves it.
     #[serde(default)]
     pub(crate) awaits_approval: bool,
+    /// What each step of admission said of the candidate, or of the live version when there is no other.
+    #[serde(default)]
+    pub(crate) steps: Vec<StepReport>,
     pub(crate) counts: Counts,
 }
 
@@ -85,13 +90,26 @@ impl RunningPlugin {
     }
 }
 
-/// What is known of a plugin that has no live version, or whose newest candidate was refused.
+/// What is known of a candidate that is not run. A live version goes on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Note {
-    waiting: bool,
-    detail: String,
-    candidate: String,
-    awaits_approval: bool,
+pub(crate) struct Note {
+    /// Whether it needs something of a person, and is not refused.
+    pub(crate) waiting: bool,
+    /// Why it is not run, and what to do.
+    pub(crate) detail: String,
+    /// Its digest, when it has one.
+    pub(crate) candidate: String,
+    /// Whether it runs as soon as somebody approves it.
+    pub(crate) awaits_approval: bool,
+    /// What each step of admission said of it.
+    pub(crate) steps: Vec<StepReport>,
+}
+
+impl Note {
+    /// Of a candidate only that.
+    pub(crate) fn about(candidate: String, detail: String) -> Note {
+        Note { candidate, detail, ..Note::default() }
+    }
 }
 
 /// Runs the plugins of this host.
@@ -227,16 +245,7 @@ impl Supervisor {
     }
 
     /// A candidate was found and is not run. A live version goes on.
-    pub(crate) fn note(&self, name: &str, waiting: bool, detail: String, candidate: String) {
-        self.set_note(name, Note { waiting, detail, candidate, awaits_approval: false });
-    }
-
-    /// A candidate asks for more than its plugin has been allowed, and waits.
-    pub(crate) fn await_approval(&self, name: &str, detail: String, candidate: String) {
-        self.set_note(name, Note { waiting: true, detail, candidate, awaits_approval: true });
-    }
-
-    fn set_note(&self, name: &str, note: Note) {
+    pub(crate) fn note(&self, name: &str, note: Note) {
         // The same look at the same file says the same again; that is no news.
         if self.locked().notes.insert(name.to_owned(), note.clone()).as_ref() != Some(&note) {
             self.changed();
@@ -280,6 +289,14 @@ impl Supervisor {
             "{} reads the same stream with the group {:?}: each would take the other's messages; give this one a group of its own",
             other.name, other.group
         ))
+    }
+
+    /// The circles that a plugin closes with those that run: it emits what another one reads, and so on, back to what it reads.
+    pub(crate) fn cycles(&self, manifest: &Manifest) -> Vec<String> {
+        let inner = self.locked();
+        let others = inner.running.values().map(|running| &running.version.manifest);
+        let others = others.filter(|other| other.name != manifest.name).chain([manifest]);
+        cycles(manifest, &others.collect::<Vec<_>>())
     }
 
     /// The digest of a plugin's live version.
@@ -384,6 +401,7 @@ impl Supervisor {
                 detail,
                 candidate: note.candidate,
                 awaits_approval: note.awaits_approval,
+                steps: if note.steps.is_empty() { running.version.steps.clone() } else { note.steps },
                 counts,
             });
         }
@@ -399,6 +417,7 @@ impl Supervisor {
                 detail: note.detail.clone(),
                 candidate: note.candidate.clone(),
                 awaits_approval: note.awaits_approval,
+                steps: note.steps.clone(),
                 counts: Counts::default(),
             });
         }
@@ -421,6 +440,45 @@ impl Supervisor {
     }
 }
 
+/// Circles that are looked for from one plugin: enough to see that there is something to look at.
+const CYCLES_MAX: usize = 32;
+
+/// The circles through a plugin, each as text that begins with the plugin whose name comes first, so that it is the same text
+/// whichever of its plugins was there last. `all` has the plugin too. A message ends after 8 hops, so longer circles are none.
+fn cycles(from: &Manifest, all: &[&Manifest]) -> Vec<String> {
+    let mut found = std::collections::BTreeSet::new();
+    let mut open: Vec<Vec<(&str, &str)>> = vec![Vec::new()];
+    while let Some(path) = open.pop() {
+        let last = path.last().map_or(from.name.as_str(), |(_, plugin)| plugin);
+        let Some(plugin) = all.iter().find(|plugin| plugin.name == last) else { continue };
+        for stream in plugin.route.emit() {
+            for next in all.iter().filter(|next| next.route.subscribe().contains(stream)) {
+                let mut longer = path.clone();
+                longer.push((stream.as_str(), next.name.as_str()));
+                if next.name == from.name {
+                    found.insert(as_text(&longer));
+                } else if longer.len() < HOPS_MAX as usize && !path.iter().any(|(_, name)| *name == next.name) {
+                    open.push(longer);
+                }
+            }
+        }
+        if found.len() >= CYCLES_MAX || open.len() > 10_000 {
+            break;
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// A circle of (stream, the plugin that reads it).
+fn as_text(circle: &[(&str, &str)]) -> String {
+    let first = circle.iter().enumerate().min_by_key(|(_, (_, plugin))| *plugin).map_or(0, |(at, _)| at);
+    let mut text = circle.get(first).map_or(String::new(), |(_, plugin)| (*plugin).to_owned());
+    for (stream, plugin) in circle.iter().cycle().skip(first + 1).take(circle.len()) {
+        text.push_str(&format!(" → {stream} → {plugin}"));
+    }
+    text
+}
+
 /// Whether a version can take the seat of another without new lanes.
 fn same_lanes(old: &Version, new: &Version) -> bool {
     let (old, new) = (&old.manifest, &new.manifest);
@@ -440,4 +498,25 @@ async fn stop(running: RunningPlugin) -> Counts {
         past.add(&lane.counters.counts());
     }
     past
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(name: &str, reads: &str, emits: &str) -> Manifest {
+        let text = format!("name = {name:?}\nsubscribe = [{reads:?}]\nemit = [{emits:?}]");
+        Manifest::parse(&text, name).unwrap().0
+    }
+
+    #[test]
+    fn a_circle_has_the_same_text_from_every_plugin_in_it_and_a_line_has_none() {
+        let (b, a, c) = (manifest("b", "s1", "s2"), manifest("a", "s2", "s3"), manifest("c", "s3", "s1"));
+        let all = [&b, &a, &c];
+        let text = "a → s3 → c → s1 → b → s2 → a";
+        for plugin in all {
+            assert_eq!(cycles(plugin, &all), [text]);
+        }
+        assert!(cycles(&b, &[&b, &a]).is_empty());
+    }
 }

@@ -2,25 +2,24 @@
 //! the step and the mend. Everything that can fail, fails here and not on a message.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use cofferdam_delivery::Terms;
-use cofferdam_sandbox::{Digest, Instances, Limits, Plugin, PluginSpec};
+use cofferdam_sandbox::{Abi, Digest, Instances, Limits, LoadError, Plugin, PluginSpec};
 use cofferdam_streams::VersionStamp;
 
+use crate::candidate::Candidate;
+use crate::cases::Cases;
 use crate::compile::Compiler;
 use crate::config::Config;
 use crate::manifest::Manifest;
+use crate::signature::Signed;
+use crate::steps::{Refusal, Step, StepReport, Steps, refuse};
 use crate::versions::Tried;
 
-/// A plugin as it was found: bytes read once, and hashed as read.
-#[derive(Clone, Debug)]
-pub(crate) struct Candidate {
-    /// The name of its file or folder.
-    pub(crate) file_name: String,
-    pub(crate) wasm: Arc<[u8]>,
-    pub(crate) manifest: String,
-}
+/// How long a plugin's own cases may take in all before it goes live: as long as somebody waits for a deployment.
+const CASES_TIME: Duration = Duration::from_secs(30);
 
 /// A version that may run.
 #[derive(Debug)]
@@ -39,24 +38,9 @@ pub(crate) struct Version {
     pub(crate) compiler: Arc<Compiler>,
     /// How its deliveries end on this host.
     pub(crate) fared: Arc<Tried>,
+    /// What admission said of it.
+    pub(crate) steps: Vec<StepReport>,
 }
-
-/// Why a candidate may not run.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{step}: {text}")]
-pub(crate) struct Refusal {
-    /// The step of admission that refused it.
-    pub(crate) step: &'static str,
-    /// What is wrong, and what to do.
-    pub(crate) text: String,
-}
-
-pub(crate) fn refuse(step: &'static str, text: impl std::fmt::Display) -> Refusal {
-    Refusal { step, text: text.to_string() }
-}
-
-/// The largest wasm file that is looked at: the largest interpreters bundled into a guest have 20 MB.
-pub(crate) const WASM_BYTES_MAX: u64 = 64 << 20;
 
 /// The digest of a version: what its wasm and its manifest say, whatever the files are called.
 pub(crate) fn digest(wasm: &[u8], manifest: &Manifest) -> Digest {
@@ -67,22 +51,50 @@ pub(crate) fn digest(wasm: &[u8], manifest: &Manifest) -> Digest {
     Digest::of(text.as_bytes())
 }
 
-/// Reads, checks, compiles and tries a candidate. Slow (it compiles): not for an async thread.
+/// Reads, checks, compiles and tries a candidate, and notes what each step said. Slow (it compiles): not for an async thread.
 ///
 /// # Errors
 /// The first step that refuses it.
-pub(crate) fn admit(compiler: &Arc<Compiler>, config: &Config, candidate: &Candidate) -> Result<Version, Refusal> {
+pub(crate) fn admit(
+    compiler: &Arc<Compiler>,
+    config: &Config,
+    candidate: &Candidate,
+    steps: &mut Steps,
+) -> Result<Version, Refusal> {
+    take(compiler, config, candidate, steps).inspect_err(|refusal| steps.refused(refusal))
+}
+
+fn take(
+    compiler: &Arc<Compiler>,
+    config: &Config,
+    candidate: &Candidate,
+    steps: &mut Steps,
+) -> Result<Version, Refusal> {
     let (manifest, sha256) =
-        Manifest::parse(&candidate.manifest, &candidate.file_name).map_err(|error| refuse("manifest", error))?;
-    if candidate.wasm.len() as u64 > WASM_BYTES_MAX {
-        let text = format!("the wasm file has {} bytes, more than {WASM_BYTES_MAX}", candidate.wasm.len());
-        return Err(refuse("size", text));
-    }
+        Manifest::parse(&candidate.manifest, &candidate.file_name).map_err(|error| refuse(Step::Manifest, error))?;
     let found = Digest::of(&candidate.wasm).to_string();
-    if sha256.is_some_and(|wanted| !wanted.eq_ignore_ascii_case(&found)) {
-        return Err(refuse("whole file", format!("the wasm's sha256 is {found}, and the manifest says otherwise")));
+    match sha256 {
+        Some(wanted) if !wanted.eq_ignore_ascii_case(&found) => {
+            let text = format!("the wasm's sha256 is {found}, and the manifest says otherwise");
+            return Err(refuse(Step::WholeFile, text));
+        }
+        Some(_) => steps.ok(Step::WholeFile, "its sha256 is the one in the manifest"),
+        None if candidate.embedded => steps.ok(Step::WholeFile, "its last section is there: the manifest"),
+        None => steps.ok(Step::WholeFile, "read twice, the same"),
+    }
+    let place = if candidate.embedded { "embedded" } else { "beside it" };
+    let (reads, emits) = (manifest.route.subscribe().join(" "), manifest.route.emit().join(" "));
+    steps.ok(
+        Step::Manifest,
+        format!("{place}; reads {reads}, emits to {}", if emits.is_empty() { "nothing" } else { &emits }),
+    );
+    match config.signers.check(&candidate.wasm, candidate.signature.as_deref()) {
+        Err(text) => return Err(refuse(Step::Signature, text)),
+        Ok(signed @ Signed::By { .. }) => steps.ok(Step::Signature, signed),
+        Ok(signed) => steps.skipped(Step::Signature, signed),
     }
     let limits = granted(config, &manifest)?;
+    steps.ok(Step::Grants, "it asks for no more than it is granted");
     let mut effective = manifest.config.clone();
     if let Some(site) = config.site_config(&manifest.name) {
         effective.extend(site.iter().map(|(key, value)| (key.clone(), value.clone())));
@@ -100,7 +112,16 @@ pub(crate) fn admit(compiler: &Arc<Compiler>, config: &Config, candidate: &Candi
         route: manifest.route.clone(),
     };
     let artifact = compiler.artifact(&candidate.wasm)?;
-    let plugin = Plugin::from_artifact(compiler.engine(), &artifact, spec).map_err(|error| refuse("load", error))?;
+    steps.ok(Step::Compile, "in the jail, within its bounds");
+    let plugin =
+        Plugin::from_artifact(compiler.engine(), &artifact, spec).map_err(|error| refuse(step(&error), error))?;
+    steps.ok(Step::World, format!("a {}", plugin.abi()));
+    match plugin.abi() {
+        Abi::Component => steps.ok(Step::Trial, "an instance starts"),
+        Abi::Command => steps.skipped(Step::Trial, "a program starts with each message"),
+    }
+    let plugin = Arc::new(plugin);
+    try_cases(candidate, &manifest, &plugin, steps)?;
     let terms = Terms {
         stamp: Arc::new(stamp),
         retry: manifest.retry,
@@ -113,10 +134,65 @@ pub(crate) fn admit(compiler: &Arc<Compiler>, config: &Config, candidate: &Candi
         terms: Arc::new(terms),
         limits,
         wasm: candidate.wasm.clone(),
-        plugin: Arc::new(plugin),
+        plugin,
         compiler: compiler.clone(),
         fared: Arc::default(),
+        steps: Vec::new(),
     })
+}
+
+/// At which step a file that compiles is refused.
+fn step(error: &LoadError) -> Step {
+    match error {
+        LoadError::NotACommand { .. }
+        | LoadError::NoHandler { .. }
+        | LoadError::WrongVersion { .. }
+        | LoadError::WrongSignature { .. }
+        | LoadError::UnknownImport { .. }
+        | LoadError::Imports { .. } => Step::World,
+        LoadError::TooMuch { .. } => Step::Caps,
+        LoadError::NotWasm { .. }
+        | LoadError::UnknownVersion { .. }
+        | LoadError::Malformed { .. }
+        | LoadError::Compile { .. } => Step::Compile,
+        LoadError::Memory { .. }
+        | LoadError::LimitTooHigh { .. }
+        | LoadError::Trial { .. }
+        | LoadError::Sandbox { .. } => Step::Trial,
+    }
+}
+
+/// Runs the plugin's own cases, when it brings any.
+fn try_cases(
+    candidate: &Candidate,
+    manifest: &Manifest,
+    plugin: &Arc<Plugin>,
+    steps: &mut Steps,
+) -> Result<(), Refusal> {
+    let Some(text) = &candidate.cases else {
+        steps.skipped(Step::Cases, "it brings none");
+        return Ok(());
+    };
+    let file = format!("{}.test.toml", candidate.file_name);
+    let cases = Cases::parse(text, manifest).map_err(|error| refuse(Step::Cases, format!("in {file}: {error}")))?;
+    let results =
+        cases.run(plugin, CASES_TIME).map_err(|error| refuse(Step::Cases, format!("in {file}: {error:#}")))?;
+    let failed: Vec<_> = results.iter().filter(|result| result.mismatch.is_some()).collect();
+    let Some(first) = failed.first() else {
+        steps.ok(Step::Cases, format!("{} of {} as expected", results.len(), cases.len()));
+        return Ok(());
+    };
+    Err(refuse(
+        Step::Cases,
+        format!(
+            "{} of {} cases in {file} do not come out as expected; the first is {:?}: {}. See all: cofferdam test {}.wasm",
+            failed.len(),
+            cases.len(),
+            first.name,
+            first.mismatch.as_deref().unwrap_or_default(),
+            candidate.file_name
+        ),
+    ))
 }
 
 /// The smaller of what the manifest requests and what the operator grants; a stream or a mode that is not granted is refused.
@@ -132,7 +208,7 @@ pub(crate) fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Re
                 let text = format!(
                     "it wants to {verb} {stream:?}, which is not granted; add to cofferdam.toml: [policy.plugins.{name}] {key} = [{stream:?}]"
                 );
-                return Err(refuse("grants", text));
+                return Err(refuse(Step::Grants, text));
             }
         }
     }
@@ -144,7 +220,7 @@ pub(crate) fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Re
         let text = format!(
             "instances = {word:?} is not granted; add to cofferdam.toml: [policy.plugins.{name}] instances = [{word:?}]"
         );
-        return Err(refuse("grants", text));
+        return Err(refuse(Step::Grants, text));
     }
     Ok(manifest.limits.under(&policy.ceiling))
 }

@@ -11,9 +11,10 @@ use cofferdam_model::trial::{Fared, WATCHED, is_worse};
 use cofferdam_streams::{Act, Pin, Store, StreamError, VersionFacts, VersionFiles};
 use tokio::sync::watch;
 
+use crate::candidate::Candidate;
 use crate::clock;
 use crate::manifest::Manifest;
-use crate::version::{Candidate, Version, digest};
+use crate::version::{Version, digest};
 
 /// Versions of a plugin that are kept beside the one that runs: enough to go back past a bad week.
 const KEPT: usize = 10;
@@ -127,6 +128,7 @@ impl Versions {
             wasm: candidate.wasm.to_vec(),
             manifest: candidate.manifest.clone(),
             file_name: candidate.file_name.clone(),
+            signature: candidate.signature.clone(),
         };
         self.keep(digest, &files).await?;
         // A host that has just started saw no other version run; the newest that is known did.
@@ -154,6 +156,9 @@ impl Versions {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         std::fs::write(dir.join("plugin.wasm"), &files.wasm)?;
         std::fs::write(dir.join("plugin.toml"), &files.manifest)?;
+        if let Some(signature) = &files.signature {
+            std::fs::write(dir.join("plugin.wasm.minisig"), signature)?;
+        }
         Ok(std::fs::write(dir.join("file_name"), &files.file_name)?)
     }
 
@@ -171,6 +176,7 @@ impl Versions {
                     wasm: read("plugin.wasm")?,
                     manifest: text("plugin.toml")?,
                     file_name: text("file_name")?,
+                    signature: text("plugin.wasm.minisig").ok(),
                 }
             }
         };
@@ -180,7 +186,13 @@ impl Versions {
             found == wanted,
             "what is kept under that digest has the digest {found}: somebody has changed it"
         );
-        Ok(Candidate { file_name: files.file_name, wasm: files.wasm.into(), manifest: files.manifest })
+        Ok(Candidate {
+            file_name: files.file_name,
+            wasm: files.wasm.into(),
+            manifest: files.manifest,
+            signature: files.signature,
+            ..Candidate::default()
+        })
     }
 
     /// Reports how versions have fared, hears of pins, and rolls back what has turned out worse than what was before.

@@ -8,7 +8,7 @@ impl types::Host for State {}
 
 impl log::Host for State {
     fn write(&mut self, level: log::Level, line: String) -> wasmtime::Result<()> {
-        self.host_call()?;
+        self.host_call("cofferdam:plugin/log#write")?;
         let level = match level {
             log::Level::Debug => LogLevel::Debug,
             log::Level::Info => LogLevel::Info,
@@ -22,7 +22,7 @@ impl log::Host for State {
 
 impl config::Host for State {
     fn get(&mut self, key: String) -> wasmtime::Result<Option<String>> {
-        self.host_call()?;
+        self.host_call("cofferdam:plugin/config#get")?;
         Ok(self.spec.config.get(&key).cloned())
     }
 }

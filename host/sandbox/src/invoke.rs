@@ -10,6 +10,7 @@
 
 use std::any::Any;
 use std::fmt::Write as _;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use crate::engine::WASM_STACK_BYTES;
 use crate::error::Stop;
 use crate::mutants::planted;
 use crate::plugin::{Code, Instances};
+use crate::record::Calls;
 use crate::store::{Delivery, State, new_store};
 use crate::{LoadError, Plugin, PluginSpec, command};
 
@@ -59,6 +61,8 @@ pub struct Report {
     pub memory_bytes: u64,
     /// What it logged. Written by the guest: escape it before it is shown.
     pub log: Vec<LogLine>,
+    /// Which functions of the host it called; empty unless that is recorded ([`Plugin::recording`]).
+    pub calls: Calls,
 }
 
 /// One line that a handler logged.
@@ -129,12 +133,18 @@ pub fn invoke(plugin: &Arc<Plugin>, slot: &mut Slot, call: &Call<'_>) -> Report 
     let done = ran.unwrap_or_else(|panic| {
         slot.clear();
         let text = format!("a bug of the host: it panicked with {:?}", panic_text(panic.as_ref()));
-        Done { result: Err(Fault::Host { text }), memory_bytes: 0, log: Vec::new() }
+        Done { result: Err(Fault::Host { text }), memory_bytes: 0, log: Vec::new(), calls: Calls::new() }
     });
     if matches!(done.result, Err(Fault::Deadline { .. })) {
         slot.deadlines += 1;
     }
-    Report { result: done.result, took: began.elapsed(), memory_bytes: done.memory_bytes, log: done.log }
+    Report {
+        result: done.result,
+        took: began.elapsed(),
+        memory_bytes: done.memory_bytes,
+        log: done.log,
+        calls: done.calls,
+    }
 }
 
 /// A report without its time.
@@ -142,6 +152,7 @@ pub(crate) struct Done {
     pub(crate) result: Result<Outcome, Fault>,
     pub(crate) memory_bytes: u64,
     pub(crate) log: Vec<LogLine>,
+    pub(crate) calls: Calls,
 }
 
 fn run(plugin: &Arc<Plugin>, slot: &mut Slot, call: &Call<'_>) -> Done {
@@ -291,7 +302,8 @@ pub(crate) fn done(store: &mut Store<State>, result: Result<Outcome, Fault>) -> 
         console.finish();
         console.take_lines()
     });
-    Done { result, memory_bytes: state.meter.memory_bytes as u64, log: log.unwrap_or_default() }
+    let calls = state.calls.as_mut().map(mem::take).unwrap_or_default();
+    Done { result, memory_bytes: state.meter.memory_bytes as u64, log: log.unwrap_or_default(), calls }
 }
 
 /// Where a call was when it failed.

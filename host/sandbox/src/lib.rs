@@ -12,7 +12,7 @@
 //!
 //! This crate never touches Redis, a file or the network, and it never reads the wall clock. It decides nothing about
 //! retries. Read in this order: [`engine`], [`artifact`], `prepass`, [`plugin`], [`describe`], `store`, `imports` and `wasi`, [`invoke`], `command`,
-//! [`workers`].
+//! [`workers`], [`record`].
 
 pub mod artifact;
 mod bindings;
@@ -28,13 +28,14 @@ pub mod plugin;
 mod prepass;
 mod preview1;
 mod quota;
+pub mod record;
 mod store;
 mod time;
 mod wasi;
 pub mod workers;
 
 pub use artifact::{Artifact, compile};
-pub use describe::{Description, describe, describe_artifact};
+pub use describe::{Description, MANIFEST_SECTION, describe, embedded_manifest};
 pub use engine::{Engine, EngineConfig, WASM_STACK_BYTES as GUEST_STACK_BYTES};
 pub use error::{LoadError, SandboxError};
 pub use invoke::{Call, LogLevel, LogLine, Report, Slot, invoke};

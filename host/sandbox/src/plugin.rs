@@ -196,6 +196,8 @@ pub struct Plugin {
     spec: Arc<PluginSpec>,
     pub(crate) code: Code,
     pub(crate) quota: Quota,
+    /// Whether reports tell which functions of the host were called.
+    pub(crate) recording: bool,
 }
 
 /// The three shapes of code that are run.
@@ -235,9 +237,17 @@ impl Plugin {
             Kind::Component => component(engine, &artifact.component(engine)?)?,
             Kind::Module => module(engine, &artifact.module(engine)?, &spec)?,
         };
-        let plugin = Plugin { engine: engine.clone(), spec: Arc::new(spec), code, quota: Quota::new() };
+        let plugin =
+            Plugin { engine: engine.clone(), spec: Arc::new(spec), code, quota: Quota::new(), recording: false };
         invoke::trial(&plugin)?;
         Ok(plugin)
+    }
+
+    /// From now on reports tell which functions of the host were called, for whoever tries a plugin out.
+    #[must_use]
+    pub fn recording(mut self) -> Plugin {
+        self.recording = true;
+        self
     }
 
     /// Everything about it but its code.

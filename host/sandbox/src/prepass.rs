@@ -144,7 +144,7 @@ fn function(body: &FunctionBody<'_>) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn malformed(error: wasmparser::BinaryReaderError) -> LoadError {
+pub(crate) fn malformed(error: wasmparser::BinaryReaderError) -> LoadError {
     LoadError::Malformed { text: error.message().to_owned(), offset: error.offset() as u64 }
 }
 

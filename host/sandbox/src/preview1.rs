@@ -34,12 +34,12 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<State
 
 fn context(state: &mut State) -> &mut WasiP1Ctx {
     // Counted here because wasmtime-wasi asks for its context once a call; the flood is stopped at the next tick.
-    let _ = state.host_call();
+    let _ = state.host_call(MODULE);
     state.command.as_mut().and_then(|command| command.preview1.as_mut()).expect("a command's store has preview 1")
 }
 
 fn random_get(mut caller: Caller<'_, State>, pointer: i32, len: i32) -> wasmtime::Result<i32> {
-    caller.data_mut().host_call()?;
+    caller.data_mut().host_call("wasi_snapshot_preview1#random_get")?;
     let bytes = caller.data_mut().random().bytes(u64::from(len.cast_unsigned()))?;
     Ok(if write(&mut caller, pointer, &bytes).is_some() { ERRNO_SUCCESS } else { ERRNO_FAULT })
 }
@@ -64,7 +64,7 @@ fn poll_oneoff(
     count: i32,
     stored: i32,
 ) -> wasmtime::Result<i32> {
-    caller.data_mut().host_call()?;
+    caller.data_mut().host_call("wasi_snapshot_preview1#poll_oneoff")?;
     let count = usize::try_from(count.cast_unsigned()).unwrap_or(usize::MAX);
     if count == 0 || count > SUBSCRIPTIONS_MAX {
         return Ok(ERRNO_INVAL);

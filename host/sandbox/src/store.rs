@@ -16,6 +16,7 @@ use crate::console::Console;
 use crate::engine::{TABLE_ELEMENTS_MAX, TICK};
 use crate::error::Stop;
 use crate::mutants::planted;
+use crate::record::Calls;
 use crate::time::{Random, VirtualTime};
 use crate::{Engine, Plugin, PluginSpec};
 
@@ -40,6 +41,8 @@ pub(crate) struct State {
     console: Option<Arc<Mutex<Console>>>,
     /// What a command reads and writes; `None` in the handler's world.
     pub(crate) command: Option<Command>,
+    /// What was called, when it is recorded.
+    pub(crate) calls: Option<Calls>,
     /// For the parts of WASI that are never used by a sealed guest but must be there to be refused: made at first use.
     sealed: Option<WasiCtx>,
 }
@@ -110,10 +113,19 @@ impl Wait {
 }
 
 impl State {
-    /// Counts one call of a host function.
-    pub(crate) fn host_call(&mut self) -> Result<(), Stop> {
+    /// Counts one call of a host function, named as in [`crate::record`].
+    pub(crate) fn host_call(&mut self, name: &'static str) -> Result<(), Stop> {
+        self.noted(name);
         self.meter.host_calls += 1;
         self.meter.check_calls()
+    }
+
+    /// Records a call that is counted elsewhere.
+    pub(crate) fn noted(&mut self, name: &'static str) -> &mut Self {
+        if let Some(calls) = &mut self.calls {
+            *calls.entry(name.into()).or_default() += 1;
+        }
+        self
     }
 
     /// Where lines go. Shared with the streams that the guest holds; made at first use.
@@ -196,6 +208,7 @@ pub(crate) fn new_store(plugin: &Plugin, delivery: Delivery, command: Option<Com
         random: None,
         console: None,
         command,
+        calls: plugin.recording.then(Calls::new),
         sealed: None,
     };
     let mut store = Store::new(engine.wasmtime(), state);

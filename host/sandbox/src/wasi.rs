@@ -75,20 +75,32 @@ pub(crate) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
     use wasmtime_wasi::cli::{WasiCli, WasiCliView as _};
     use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView as _};
     use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView as _};
-    cli::terminal_input::add_to_linker::<State, WasiCli>(l, State::cli)?;
-    cli::terminal_output::add_to_linker::<State, WasiCli>(l, State::cli)?;
-    cli::terminal_stdin::add_to_linker::<State, WasiCli>(l, State::cli)?;
-    cli::terminal_stdout::add_to_linker::<State, WasiCli>(l, State::cli)?;
-    cli::terminal_stderr::add_to_linker::<State, WasiCli>(l, State::cli)?;
-    sync::filesystem::types::add_to_linker::<State, WasiFilesystem>(l, State::filesystem)?;
-    sockets::instance_network::add_to_linker::<State, WasiSockets>(l, State::sockets)?;
+    cli::terminal_input::add_to_linker::<State, WasiCli>(l, |state| state.noted("wasi:cli/terminal-input").cli())?;
+    cli::terminal_output::add_to_linker::<State, WasiCli>(l, |state| state.noted("wasi:cli/terminal-output").cli())?;
+    cli::terminal_stdin::add_to_linker::<State, WasiCli>(l, |state| state.noted("wasi:cli/terminal-stdin").cli())?;
+    cli::terminal_stdout::add_to_linker::<State, WasiCli>(l, |state| state.noted("wasi:cli/terminal-stdout").cli())?;
+    cli::terminal_stderr::add_to_linker::<State, WasiCli>(l, |state| state.noted("wasi:cli/terminal-stderr").cli())?;
+    sync::filesystem::types::add_to_linker::<State, WasiFilesystem>(l, |state| {
+        state.noted("wasi:filesystem/types").filesystem()
+    })?;
+    sockets::instance_network::add_to_linker::<State, WasiSockets>(l, |state| {
+        state.noted("wasi:sockets/instance-network").sockets()
+    })?;
     let options = sockets::network::LinkOptions::default();
-    sockets::network::add_to_linker::<State, WasiSockets>(l, &options, State::sockets)?;
-    sockets::ip_name_lookup::add_to_linker::<State, WasiSockets>(l, State::sockets)?;
-    sockets::tcp_create_socket::add_to_linker::<State, WasiSockets>(l, State::sockets)?;
-    sync::sockets::tcp::add_to_linker::<State, WasiSockets>(l, State::sockets)?;
-    sync::sockets::udp::add_to_linker::<State, WasiSockets>(l, State::sockets)?;
-    sync::sockets::udp_create_socket::add_to_linker::<State, WasiSockets>(l, State::sockets)?;
+    sockets::network::add_to_linker::<State, WasiSockets>(l, &options, |state| {
+        state.noted("wasi:sockets/network").sockets()
+    })?;
+    sockets::ip_name_lookup::add_to_linker::<State, WasiSockets>(l, |state| {
+        state.noted("wasi:sockets/ip-name-lookup").sockets()
+    })?;
+    sockets::tcp_create_socket::add_to_linker::<State, WasiSockets>(l, |state| {
+        state.noted("wasi:sockets/tcp-create-socket").sockets()
+    })?;
+    sync::sockets::tcp::add_to_linker::<State, WasiSockets>(l, |state| state.noted("wasi:sockets/tcp").sockets())?;
+    sync::sockets::udp::add_to_linker::<State, WasiSockets>(l, |state| state.noted("wasi:sockets/udp").sockets())?;
+    sync::sockets::udp_create_socket::add_to_linker::<State, WasiSockets>(l, |state| {
+        state.noted("wasi:sockets/udp-create-socket").sockets()
+    })?;
     Ok(())
 }
 
@@ -100,24 +112,24 @@ impl HasData for Errors {
 
 impl sync::io::poll::Host for State {
     fn poll(&mut self, pollables: Vec<Resource<DynPollable>>) -> wasmtime::Result<Vec<u32>> {
-        self.host_call()?;
+        self.host_call("wasi:io/poll#poll")?;
         wait(&self.wait, plain::poll::Host::poll(&mut self.table, pollables))?
     }
 }
 
 impl sync::io::poll::HostPollable for State {
     fn ready(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<bool> {
-        self.host_call()?;
+        self.host_call("wasi:io/poll#ready")?;
         wait(&self.wait, plain::poll::HostPollable::ready(&mut self.table, pollable))?
     }
 
     fn block(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
-        self.host_call()?;
+        self.host_call("wasi:io/poll#block")?;
         wait(&self.wait, plain::poll::HostPollable::block(&mut self.table, pollable))?
     }
 
     fn drop(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
-        self.host_call()?;
+        self.host_call("wasi:io/poll#drop")?;
         plain::poll::HostPollable::drop(&mut self.table, pollable)
     }
 }
@@ -145,108 +157,108 @@ type Output = Resource<DynOutputStream>;
 
 impl sync::io::streams::HostOutputStream for State {
     fn check_write(&mut self, stream: Output) -> StreamResult<u64> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#check-write").map_err(trap)?;
         plain::streams::HostOutputStream::check_write(&mut self.table, stream)
     }
 
     fn write(&mut self, stream: Output, bytes: Vec<u8>) -> StreamResult<()> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#write").map_err(trap)?;
         plain::streams::HostOutputStream::write(&mut self.table, stream, bytes)
     }
 
     fn blocking_write_and_flush(&mut self, stream: Output, bytes: Vec<u8>) -> StreamResult<()> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#blocking-write-and-flush").map_err(trap)?;
         let table = &mut self.table;
         wait(&self.wait, plain::streams::HostOutputStream::blocking_write_and_flush(table, stream, bytes))
             .map_err(trap)?
     }
 
     fn flush(&mut self, stream: Output) -> StreamResult<()> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#flush").map_err(trap)?;
         plain::streams::HostOutputStream::flush(&mut self.table, stream)
     }
 
     fn blocking_flush(&mut self, stream: Output) -> StreamResult<()> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#blocking-flush").map_err(trap)?;
         wait(&self.wait, plain::streams::HostOutputStream::blocking_flush(&mut self.table, stream)).map_err(trap)?
     }
 
     fn subscribe(&mut self, stream: Output) -> wasmtime::Result<Resource<DynPollable>> {
-        self.host_call()?;
+        self.host_call("wasi:io/streams#subscribe")?;
         plain::streams::HostOutputStream::subscribe(&mut self.table, stream)
     }
 
     fn write_zeroes(&mut self, stream: Output, len: u64) -> StreamResult<()> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#write-zeroes").map_err(trap)?;
         plain::streams::HostOutputStream::write_zeroes(&mut self.table, stream, len)
     }
 
     fn blocking_write_zeroes_and_flush(&mut self, stream: Output, len: u64) -> StreamResult<()> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#blocking-write-zeroes-and-flush").map_err(trap)?;
         let table = &mut self.table;
         wait(&self.wait, plain::streams::HostOutputStream::blocking_write_zeroes_and_flush(table, stream, len))
             .map_err(trap)?
     }
 
     fn splice(&mut self, stream: Output, from: Input, len: u64) -> StreamResult<u64> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#splice").map_err(trap)?;
         plain::streams::HostOutputStream::splice(&mut self.table, stream, from, len)
     }
 
     fn blocking_splice(&mut self, stream: Output, from: Input, len: u64) -> StreamResult<u64> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#blocking-splice").map_err(trap)?;
         let table = &mut self.table;
         wait(&self.wait, plain::streams::HostOutputStream::blocking_splice(table, stream, from, len)).map_err(trap)?
     }
 
     fn drop(&mut self, stream: Output) -> wasmtime::Result<()> {
-        self.host_call()?;
+        self.host_call("wasi:io/streams#drop")?;
         wait(&self.wait, plain::streams::HostOutputStream::drop(&mut self.table, stream))?
     }
 }
 
 impl sync::io::streams::HostInputStream for State {
     fn read(&mut self, stream: Input, len: u64) -> StreamResult<Vec<u8>> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#read").map_err(trap)?;
         plain::streams::HostInputStream::read(&mut self.table, stream, len)
     }
 
     fn blocking_read(&mut self, stream: Input, len: u64) -> StreamResult<Vec<u8>> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#blocking-read").map_err(trap)?;
         wait(&self.wait, plain::streams::HostInputStream::blocking_read(&mut self.table, stream, len)).map_err(trap)?
     }
 
     fn skip(&mut self, stream: Input, len: u64) -> StreamResult<u64> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#skip").map_err(trap)?;
         plain::streams::HostInputStream::skip(&mut self.table, stream, len)
     }
 
     fn blocking_skip(&mut self, stream: Input, len: u64) -> StreamResult<u64> {
-        self.host_call().map_err(trap)?;
+        self.host_call("wasi:io/streams#blocking-skip").map_err(trap)?;
         wait(&self.wait, plain::streams::HostInputStream::blocking_skip(&mut self.table, stream, len)).map_err(trap)?
     }
 
     fn subscribe(&mut self, stream: Input) -> wasmtime::Result<Resource<DynPollable>> {
-        self.host_call()?;
+        self.host_call("wasi:io/streams#subscribe")?;
         plain::streams::HostInputStream::subscribe(&mut self.table, stream)
     }
 
     fn drop(&mut self, stream: Input) -> wasmtime::Result<()> {
-        self.host_call()?;
+        self.host_call("wasi:io/streams#drop")?;
         wait(&self.wait, plain::streams::HostInputStream::drop(&mut self.table, stream))?
     }
 }
 
 impl clocks::wall_clock::Host for State {
     fn now(&mut self) -> wasmtime::Result<clocks::wall_clock::Datetime> {
-        self.host_call()?;
+        self.host_call("wasi:clocks/wall-clock#now")?;
         let ms = self.wait.time.wall_ms();
         let nanoseconds = u32::try_from(ms % 1_000).unwrap_or_default() * 1_000_000;
         Ok(clocks::wall_clock::Datetime { seconds: ms / 1_000, nanoseconds })
     }
 
     fn resolution(&mut self) -> wasmtime::Result<clocks::wall_clock::Datetime> {
-        self.host_call()?;
+        self.host_call("wasi:clocks/wall-clock#resolution")?;
         Ok(clocks::wall_clock::Datetime { seconds: 0, nanoseconds: 1_000_000 })
     }
 }
@@ -260,60 +272,60 @@ impl State {
 
 impl clocks::monotonic_clock::Host for State {
     fn now(&mut self) -> wasmtime::Result<u64> {
-        self.host_call()?;
+        self.host_call("wasi:clocks/monotonic-clock#now")?;
         Ok(self.wait.time.monotonic_ns())
     }
 
     fn resolution(&mut self) -> wasmtime::Result<u64> {
-        self.host_call()?;
+        self.host_call("wasi:clocks/monotonic-clock#resolution")?;
         Ok(RESOLUTION_NS)
     }
 
     fn subscribe_instant(&mut self, when: u64) -> wasmtime::Result<Resource<DynPollable>> {
-        self.host_call()?;
+        self.host_call("wasi:clocks/monotonic-clock#subscribe-instant")?;
         self.alarm(when)
     }
 
     fn subscribe_duration(&mut self, duration: u64) -> wasmtime::Result<Resource<DynPollable>> {
-        self.host_call()?;
+        self.host_call("wasi:clocks/monotonic-clock#subscribe-duration")?;
         self.alarm(self.wait.time.now_ns().saturating_add(duration))
     }
 }
 
 impl random::random::Host for State {
     fn get_random_bytes(&mut self, len: u64) -> wasmtime::Result<Vec<u8>> {
-        self.host_call()?;
+        self.host_call("wasi:random/random#get-random-bytes")?;
         Ok(self.random().bytes(len)?)
     }
 
     fn get_random_u64(&mut self) -> wasmtime::Result<u64> {
-        self.host_call()?;
+        self.host_call("wasi:random/random#get-random-u64")?;
         Ok(self.random().number()?)
     }
 }
 
 impl random::insecure::Host for State {
     fn get_insecure_random_bytes(&mut self, len: u64) -> wasmtime::Result<Vec<u8>> {
-        self.host_call()?;
+        self.host_call("wasi:random/insecure#get-insecure-random-bytes")?;
         Ok(self.random().bytes(len)?)
     }
 
     fn get_insecure_random_u64(&mut self) -> wasmtime::Result<u64> {
-        self.host_call()?;
+        self.host_call("wasi:random/insecure#get-insecure-random-u64")?;
         Ok(self.random().number()?)
     }
 }
 
 impl random::insecure_seed::Host for State {
     fn insecure_seed(&mut self) -> wasmtime::Result<(u64, u64)> {
-        self.host_call()?;
+        self.host_call("wasi:random/insecure-seed#insecure-seed")?;
         Ok((self.random().number()?, self.random().number()?))
     }
 }
 
 impl cli::environment::Host for State {
     fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
-        self.host_call()?;
+        self.host_call("wasi:cli/environment#get-environment")?;
         if self.command.is_none() {
             return Ok(Vec::new());
         }
@@ -321,13 +333,13 @@ impl cli::environment::Host for State {
     }
 
     fn get_arguments(&mut self) -> wasmtime::Result<Vec<String>> {
-        self.host_call()?;
+        self.host_call("wasi:cli/environment#get-arguments")?;
         // A program takes its own name for granted.
         Ok(if self.command.is_some() { vec![self.spec.name.clone()] } else { Vec::new() })
     }
 
     fn initial_cwd(&mut self) -> wasmtime::Result<Option<String>> {
-        self.host_call()?;
+        self.host_call("wasi:cli/environment#initial-cwd")?;
         Ok(None)
     }
 }
@@ -344,7 +356,7 @@ impl cli::exit::Host for State {
 
 impl cli::stdin::Host for State {
     fn get_stdin(&mut self) -> wasmtime::Result<Input> {
-        self.host_call()?;
+        self.host_call("wasi:cli/stdin#get-stdin")?;
         let stream: DynInputStream = match &mut self.command {
             // The bytes are handed over: a program has one standard input, and reads it once.
             Some(command) => Box::new(MemoryInputPipe::new(std::mem::take(&mut command.stdin))),
@@ -356,7 +368,7 @@ impl cli::stdin::Host for State {
 
 impl cli::stdout::Host for State {
     fn get_stdout(&mut self) -> wasmtime::Result<Output> {
-        self.host_call()?;
+        self.host_call("wasi:cli/stdout#get-stdout")?;
         let stream: DynOutputStream = Box::new(self.stream(Channel::Stdout));
         Ok(self.table.push(stream)?)
     }
@@ -364,7 +376,7 @@ impl cli::stdout::Host for State {
 
 impl cli::stderr::Host for State {
     fn get_stderr(&mut self) -> wasmtime::Result<Output> {
-        self.host_call()?;
+        self.host_call("wasi:cli/stderr#get-stderr")?;
         let stream: DynOutputStream = Box::new(self.stream(Channel::Stderr));
         Ok(self.table.push(stream)?)
     }
@@ -372,7 +384,7 @@ impl cli::stderr::Host for State {
 
 impl filesystem::preopens::Host for State {
     fn get_directories(&mut self) -> wasmtime::Result<Vec<(Resource<wasmtime_wasi::filesystem::Descriptor>, String)>> {
-        self.host_call()?;
+        self.host_call("wasi:filesystem/preopens#get-directories")?;
         Ok(Vec::new())
     }
 }

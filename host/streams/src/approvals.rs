@@ -11,26 +11,40 @@ pub struct Approvals {
     pub allowed: Option<String>,
     /// Whether the version that was asked about is approved by name.
     pub approved: bool,
+    /// Of the circles that were asked about, those that are allowed.
+    pub cycles: Vec<String>,
 }
 
 impl Store {
-    /// What is known of a plugin's approvals, and whether this version is among them.
+    /// What is known of a plugin's approvals, and whether this version and these circles are among them.
     ///
     /// # Errors
     /// Whatever Redis answers.
-    pub async fn approvals(&self, plugin: &str, digest: &str) -> Result<Approvals, StreamError> {
+    pub async fn approvals(&self, plugin: &str, digest: &str, cycles: &[String]) -> Result<Approvals, StreamError> {
         let mut command = redis::cmd("HMGET");
         command.arg(APPROVALS_KEY).arg(plugin).arg(field(plugin, digest));
-        let (allowed, approved): (Option<String>, Option<String>) = self.query(&command).await?;
-        Ok(Approvals { allowed, approved: approved.is_some() })
+        for cycle in cycles {
+            command.arg(cycle_field(cycle));
+        }
+        let found: Vec<Option<String>> = self.query(&command).await?;
+        let mut found = found.into_iter();
+        let (allowed, approved) = (found.next().flatten(), found.next().flatten().is_some());
+        let allowed_cycles = cycles.iter().zip(found).filter(|(_, found)| found.is_some());
+        Ok(Approvals { allowed, approved, cycles: allowed_cycles.map(|(cycle, _)| cycle.clone()).collect() })
     }
 
-    /// Notes what a plugin is allowed from now on: a version that asks for no more needs no approval.
+    /// Notes what a plugin is allowed from now on: a version that asks for no more needs no approval. The circles that it closes
+    /// are allowed to every plugin in them.
     ///
     /// # Errors
     /// Whatever Redis answers.
-    pub async fn allow(&self, plugin: &str, allowed: &str) -> Result<(), StreamError> {
-        self.query(redis::cmd("HSET").arg(APPROVALS_KEY).arg(plugin).arg(allowed)).await
+    pub async fn allow(&self, plugin: &str, allowed: &str, cycles: &[String]) -> Result<(), StreamError> {
+        let mut command = redis::cmd("HSET");
+        command.arg(APPROVALS_KEY).arg(plugin).arg(allowed);
+        for cycle in cycles {
+            command.arg(cycle_field(cycle)).arg(plugin);
+        }
+        self.query(&command).await
     }
 
     /// Approves a version, and writes the act down: both or neither.
@@ -48,4 +62,9 @@ impl Store {
 /// The field of one version; a plugin's name has no colon.
 fn field(plugin: &str, digest: &str) -> String {
     format!("{plugin}:{digest}")
+}
+
+/// The field of one circle; no plugin's begins with a colon.
+fn cycle_field(cycle: &str) -> String {
+    format!(":cycle:{cycle}")
 }

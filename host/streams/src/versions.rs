@@ -18,6 +18,8 @@ pub struct VersionFiles {
     pub manifest: String,
     /// The name of the file or folder they came in.
     pub file_name: String,
+    /// Who vouches for it, when somebody does.
+    pub signature: Option<String>,
 }
 
 /// What is known of a version.
@@ -95,6 +97,9 @@ impl Store {
         let mut command = redis::cmd("HSET");
         command.arg(version_key(digest)).arg("wasm").arg(&files.wasm).arg("manifest").arg(&files.manifest);
         command.arg("file_name").arg(&files.file_name);
+        if let Some(signature) = &files.signature {
+            command.arg("signature").arg(signature);
+        }
         self.query(&command).await
     }
 
@@ -104,14 +109,12 @@ impl Store {
     /// Whatever Redis answers.
     pub async fn files(&self, digest: &str) -> Result<Option<VersionFiles>, StreamError> {
         let mut command = redis::cmd("HMGET");
-        command.arg(version_key(digest)).arg("wasm").arg("manifest").arg("file_name");
-        let (wasm, manifest, file_name): (Option<Vec<u8>>, Option<String>, Option<String>) =
+        command.arg(version_key(digest)).arg("wasm").arg("manifest").arg("file_name").arg("signature");
+        let (wasm, manifest, file_name, signature): (Option<Vec<u8>>, Option<String>, Option<String>, Option<String>) =
             self.query(&command).await?;
-        Ok(wasm.zip(manifest).map(|(wasm, manifest)| VersionFiles {
-            wasm,
-            manifest,
-            file_name: file_name.unwrap_or_default(),
-        }))
+        let files =
+            |(wasm, manifest)| VersionFiles { wasm, manifest, file_name: file_name.unwrap_or_default(), signature };
+        Ok(wasm.zip(manifest).map(files))
     }
 
     /// Whether the files of a version are kept here.

@@ -11,7 +11,7 @@ use cofferdam_model::ReasonCode;
 use cofferdam_streams::Store;
 use cofferdam_streams::dead_letters::StoredLetter;
 use cofferdam_tests::checker::full_length;
-use cofferdam_tests::{Host, Place, Redis, comes_true, guest, guests, wait_until};
+use cofferdam_tests::{Host, Place, Redis, approve, comes_true, guest, guests, wait_until};
 use redis::Commands;
 use redis::streams::StreamInfoGroupsReply;
 
@@ -54,6 +54,10 @@ pub(crate) async fn run_some(name: &str, entries: &[&Entry]) {
     wait_until("the good plugin is live", || rest(&mut connection, "stream:good_in", "group:good").is_some());
     for guest in entries.iter().flat_map(|entry| entry.guests).filter(|guest| runs(guest)) {
         let (stream, group) = (format!("stream:{}", guest.name), format!("group:{}", guest.name));
+        if guest.name.ends_with("cycle-b") {
+            // It closes a circle: only the limit of hops stands against that once somebody has approved it.
+            approve(&host, &redis, guest.name, "to see what stops it");
+        }
         wait_until(&format!("{group} is live"), || rest(&mut connection, &stream, &group).is_some());
     }
 

@@ -29,9 +29,9 @@ pub(crate) const ENTRIES: &[Entry] = &[
         36,
         "lists nested five deep",
         "contract's types",
-        Guest::new("36-nested-lists", Refused("load", "signature"))
+        Guest::new("36-nested-lists", Refused("world", "signature"))
     ),
-    entry!(37, "variant of 10,000 cases", "contract's types", Guest::new("37-huge-variant", Refused("load", ""))),
+    entry!(37, "variant of 10,000 cases", "contract's types", Guest::new("37-huge-variant", Refused("world", ""))),
     entry!(
         38,
         "10^6 tiny outputs",
@@ -58,13 +58,13 @@ pub(crate) const ENTRIES: &[Entry] = &[
         48,
         "another plugin's state",
         "nothing is offered",
-        Guest::new("48-foreign-state", Refused("load", "cofferdam:plugin/state"))
+        Guest::new("48-foreign-state", Refused("world", "cofferdam:plugin/state"))
     ),
     entry!(
         49,
         "flood of state writes",
         "nothing is offered",
-        Guest::new("49-state-flood", Refused("load", "cofferdam:plugin/state"))
+        Guest::new("49-state-flood", Refused("world", "cofferdam:plugin/state"))
     ),
     entry!(
         50,

@@ -37,7 +37,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
         "nothing, a header, noise, gzip",
         "only WebAssembly is read",
         Guest::new("73-empty", Refused("compile", "empty")),
-        Guest::new("73-header", Refused("load", "_start")),
+        Guest::new("73-header", Refused("world", "_start")),
         Guest::new("73-random", Refused("compile", "not a WebAssembly file")),
         Guest::new("73-gzip", Refused("compile", "gzip")),
     ),
@@ -45,14 +45,19 @@ pub(crate) const ENTRIES: &[Entry] = &[
         74,
         "right export, wrong signature",
         "contract's types",
-        Guest::new("74-wrong-signature", Refused("load", "signature"))
+        Guest::new("74-wrong-signature", Refused("world", "signature"))
     ),
-    entry!(75, "unknown import", "nothing is offered", Guest::new("75-unknown-import", Refused("load", "env::system"))),
+    entry!(
+        75,
+        "unknown import",
+        "nothing is offered",
+        Guest::new("75-unknown-import", Refused("world", "env::system"))
+    ),
     entry!(
         76,
         "another version of the contract",
         "contract's version",
-        Guest::new("76-wrong-version", Refused("load", "handler@0.2.0"))
+        Guest::new("76-wrong-version", Refused("world", "handler@0.2.0"))
     ),
     entry!(
         77,

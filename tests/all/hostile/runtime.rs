@@ -9,7 +9,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
         2,
         "start function that never ends",
         "trial instance under the deadline",
-        Guest::new("02-start-spin", Refused("load", "deadline"))
+        Guest::new("02-start-spin", Refused("trial", "deadline"))
     ),
     entry!(
         3,
@@ -22,7 +22,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
         4,
         "memory of 4 GiB from the start",
         "memory limit",
-        Guest::new("04-memory-4gib", Refused("load", "memory"))
+        Guest::new("04-memory-4gib", Refused("compile", "memory"))
     ),
     entry!(
         5,
@@ -31,7 +31,12 @@ pub(crate) const ENTRIES: &[Entry] = &[
         Guest::new("05-memory64", Refused("compile", "does not compile"))
     ),
     entry!(6, "table.grow bomb", "table limit", Guest::new("06-table-grow", Fault(Tables))),
-    entry!(7, "table of 4,000,000,000 elements", "table limit", Guest::new("07-table-4e9", Refused("load", "table"))),
+    entry!(
+        7,
+        "table of 4,000,000,000 elements",
+        "table limit",
+        Guest::new("07-table-4e9", Refused("compile", "table"))
+    ),
     entry!(8, "endless recursion", "stack limit", Guest::new("08-recursion", Fault(Stack))),
     entry!(
         9,

@@ -9,7 +9,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
         52,
         "exit(0) in its start function",
         "trial instance",
-        Guest::new("52-exit-in-start", Refused("load", "exit(0)"))
+        Guest::new("52-exit-in-start", Refused("trial", "exit(0)"))
     ),
     entry!(
         53,
@@ -33,7 +33,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
         60,
         "thread of its own",
         "nothing is offered",
-        Guest::new("60-thread-spawn", Refused("load", "thread-spawn"))
+        Guest::new("60-thread-spawn", Refused("world", "thread-spawn"))
     ),
 ];
 

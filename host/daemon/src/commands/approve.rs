@@ -6,7 +6,7 @@ use cofferdam_streams::Act;
 use crate::cli::Common;
 use crate::clock;
 use crate::commands::deploy::short;
-use crate::commands::find;
+use crate::commands::{find, reports};
 use crate::exit::Failed;
 use crate::screen::{line, safe, who};
 use crate::supervisor::PluginReport;
@@ -31,8 +31,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let store = find(common).await?.store;
     let mut waiting: Vec<PluginReport> = Vec::new();
-    for host in store.hosts().await? {
-        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+    for (_, reports) in reports(&store).await? {
         waiting.extend(reports.into_iter().filter(|report| report.name == args.plugin && report.awaits_approval));
     }
     waiting.sort_by(|a, b| a.candidate.cmp(&b.candidate));

@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use cofferdam_sandbox::{Digest, Engine, EngineConfig};
 use cofferdam_streams::Store;
+use serde_json::json;
 
+use crate::candidate::{Candidate, Files, is_manifest};
 use crate::cli::Common;
-use crate::commands::find;
+use crate::commands::{find, reports};
 use crate::compile::Compiler;
+use crate::config::Config;
 use crate::exit::{Environment, Failed, Usage};
 use crate::manifest::Manifest;
 use crate::quantity::span_argument;
 use crate::screen;
-use crate::supervisor::{PluginReport, State};
-use crate::version::{Candidate, admit};
+use crate::steps::{Steps, as_lines};
+use crate::supervisor::State;
+use crate::version::{Version, admit};
 
 /// Flags of `deploy`.
 #[derive(Debug, clap::Args)]
@@ -39,8 +43,12 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let candidate = read(&args.plugin, args.manifest.as_deref())?;
     if args.dry_run {
         let config = crate::commands::load_config(common)?;
-        let (name, digest) = check(&config, &candidate)?;
-        screen::line(&format!("{name} would be deployed as {digest}"));
+        let version = check(common, &config, &candidate)?;
+        let (name, digest) = (&version.manifest.name, &version.terms.stamp.digest);
+        match common.json {
+            true => screen::line(&json!({"plugin": name, "digest": digest, "steps": version.steps}).to_string()),
+            false => screen::line(&format!("{name} would be deployed as {digest}")),
+        }
         return Ok(());
     }
     let found = find(common).await?;
@@ -49,14 +57,16 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
             "no host runs on this machine, so there is no folder to place it in; start one: cofferdam run"
         )));
     };
-    let (name, digest) = check(&found.config, &candidate)?;
+    let version = check(common, &found.config, &candidate)?;
+    let (name, digest) = (version.manifest.name, version.terms.stamp.digest.clone());
     let started = Instant::now();
     place(&host.plugins, &name, &candidate)?;
     // Whoever deploys wants this to run, whatever was held before.
     crate::commands::rollback::release(&found.store, &name, "deploy", "").await?;
     let hosts = wait(&found.store, &name, &digest, args.wait).await?;
     if common.json {
-        screen::line(&serde_json::json!({"plugin": name, "digest": digest, "hosts": hosts}).to_string());
+        let shown = json!({"plugin": name, "digest": digest, "hosts": hosts, "steps": version.steps});
+        screen::line(&shown.to_string());
     } else {
         let took = started.elapsed().as_secs_f64();
         screen::line(&format!("{name} {} is live on {hosts} host{} after {took:.1} s", short(&digest), plural(hosts)));
@@ -73,53 +83,57 @@ pub(crate) fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }
 
-/// Reads a plugin from where its author keeps it.
+/// Reads a plugin from where its author keeps it: with its manifest beside it or inside it, its signature and its cases.
 pub(crate) fn read(path: &Path, manifest: Option<&Path>) -> Result<Candidate> {
-    let wasm = if path.is_dir() { only(path, "wasm")? } else { path.to_owned() };
+    let is_wasm = |path: &Path| path.extension().is_some_and(|ending| ending == "wasm");
+    let wasm = if path.is_dir() { only(path, ".wasm", is_wasm)? } else { path.to_owned() };
     if !wasm.is_file() {
         bail!(Usage(format!("there is no file {}", wasm.display())));
     }
-    let manifest = match manifest {
-        Some(path) => path.to_owned(),
-        None => {
-            let beside = wasm.with_extension("toml");
-            let dir = wasm.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            if beside.is_file() {
-                beside
-            } else {
-                only(dir, "toml").with_context(|| format!("{} has no manifest", wasm.display()))?
-            }
-        }
-    };
-    let file_name = wasm.file_stem().and_then(|stem| stem.to_str()).unwrap_or("plugin").to_owned();
-    let text = fs::read_to_string(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
-    let wasm = fs::read(&wasm).with_context(|| format!("cannot read {}", wasm.display()))?;
-    Ok(Candidate { file_name, wasm: wasm.into(), manifest: text })
+    let stem = wasm.file_stem().and_then(|stem| stem.to_str()).unwrap_or("plugin").to_owned();
+    let dir = wasm.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+    let mut files = Files::beside(&stem, wasm);
+    if let Some(path) = manifest {
+        files.manifest = Some(path.to_owned());
+    }
+    let candidate = files.read().map_err(Usage)?;
+    if !candidate.manifest.is_empty() {
+        return Ok(candidate);
+    }
+    let manifest = only(&dir, "manifest, .toml,", is_manifest);
+    files.manifest = Some(manifest.with_context(|| format!("{} has no manifest", files.wasm.display()))?);
+    Ok(files.read().map_err(Usage)?)
 }
 
-fn only(dir: &Path, ending: &str) -> Result<PathBuf> {
+fn only(dir: &Path, what: &str, wanted: impl Fn(&Path) -> bool) -> Result<PathBuf> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    found.retain(|path| path.extension().is_some_and(|e| e == ending));
+    found.retain(|path| wanted(path));
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => bail!(Usage(format!("there is no .{ending} file in {}", dir.display()))),
-        _ => bail!(Usage(format!(
-            "there are {} .{ending} files in {}; name the one you mean",
-            found.len(),
-            dir.display()
-        ))),
+        [] => bail!(Usage(format!("there is no {what} file in {}", dir.display()))),
+        _ => {
+            bail!(Usage(format!("there are {} {what} files in {}; name the one you mean", found.len(), dir.display())))
+        }
     }
 }
 
-/// Runs admission here, before anything is placed.
-fn check(config: &crate::config::Config, candidate: &Candidate) -> Result<(String, String)> {
+/// Runs admission here, before anything is placed, and shows what each step said.
+fn check(common: &Common, config: &Config, candidate: &Candidate) -> Result<Version> {
     let memory_bytes_max = 1 << 30;
     let engine = Engine::new(EngineConfig { instances_max: 2, memory_bytes_max })?;
     // What is only checked is not kept.
     let compiler = std::sync::Arc::new(Compiler::new(engine, config.compile, None));
-    match admit(&compiler, config, candidate) {
-        Ok(version) => Ok((version.manifest.name.clone(), version.terms.stamp.digest.clone())),
+    let mut steps = Steps::default();
+    let admitted = admit(&compiler, config, candidate, &mut steps);
+    if !common.json {
+        as_lines(steps.reports()).iter().for_each(|step| screen::line(&format!("  {}", screen::safe(step))));
+    }
+    match admitted {
+        Ok(mut version) => {
+            version.steps = steps.reports().to_vec();
+            Ok(version)
+        }
         Err(refusal) => bail!(Failed(format!("refused at the step \"{}\": {}", refusal.step, refusal.text))),
     }
 }
@@ -130,26 +144,15 @@ pub(crate) fn place(dir: &Path, name: &str, candidate: &Candidate) -> Result<()>
         .prefix(".deploy-")
         .tempdir_in(dir)
         .with_context(|| format!("cannot write to {}", dir.display()))?;
-    let sha256 = Digest::of(&candidate.wasm);
-    let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name)?;
-    let mut text = String::new();
-    // Only what stands before the first table is the manifest's own: a [config] may have a key of the same name.
-    let mut top = true;
-    let own_lines = candidate.manifest.lines().filter(move |line| {
-        top &= !line.trim_start().starts_with('[');
-        !(top && is_key(line, "sha256"))
-    });
-    let top_level = candidate.manifest.lines().take_while(|line| !line.trim_start().starts_with('['));
-    if !top_level.into_iter().any(|line| is_key(line, "name")) {
-        text.push_str(&format!("name = \"{}\"\n", manifest.name));
-    }
-    text.push_str(&format!("sha256 = \"{sha256}\"\n"));
-    own_lines.for_each(|line| {
-        text.push_str(line);
-        text.push('\n');
-    });
     write_durably(&staging.path().join(format!("{name}.wasm")), &candidate.wasm)?;
-    write_durably(&staging.path().join(format!("{name}.toml")), text.as_bytes())?;
+    for (ending, text) in [("wasm.minisig", &candidate.signature), ("test.toml", &candidate.cases)] {
+        if let Some(text) = text {
+            write_durably(&staging.path().join(format!("{name}.{ending}")), text.as_bytes())?;
+        }
+    }
+    if !candidate.embedded {
+        write_durably(&staging.path().join(format!("{name}.toml")), sealed_manifest(candidate)?.as_bytes())?;
+    }
     let target = dir.join(name);
     if target.is_dir() {
         // The two folders change places in one step; the old one goes with the temporary name.
@@ -168,10 +171,33 @@ pub(crate) fn place(dir: &Path, name: &str, candidate: &Candidate) -> Result<()>
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
     // The same plugin as loose files would only confuse the next reader: the folder is what counts from now on.
-    for ending in ["wasm", "toml"] {
+    for ending in ["wasm", "toml", "wasm.minisig", "test.toml"] {
         let _ = fs::remove_file(dir.join(format!("{name}.{ending}")));
     }
     Ok(())
+}
+
+/// A candidate's manifest with the wasm's sha256 and the plugin's name in it.
+fn sealed_manifest(candidate: &Candidate) -> Result<String> {
+    let mut text = String::new();
+    let sha256 = Digest::of(&candidate.wasm);
+    let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name)?;
+    // Only what stands before the first table is the manifest's own: a [config] may have a key of the same name.
+    let mut top = true;
+    let own_lines = candidate.manifest.lines().filter(move |line| {
+        top &= !line.trim_start().starts_with('[');
+        !(top && is_key(line, "sha256"))
+    });
+    let top_level = candidate.manifest.lines().take_while(|line| !line.trim_start().starts_with('['));
+    if !top_level.into_iter().any(|line| is_key(line, "name")) {
+        text.push_str(&format!("name = \"{}\"\n", manifest.name));
+    }
+    text.push_str(&format!("sha256 = \"{sha256}\"\n"));
+    own_lines.for_each(|line| {
+        text.push_str(line);
+        text.push('\n');
+    });
+    Ok(text)
 }
 
 /// Whether a line of a manifest sets this top-level key.
@@ -190,10 +216,9 @@ pub(crate) async fn wait(store: &Store, name: &str, digest: &str, limit: Duratio
     let deadline = Instant::now() + limit;
     let mut last = String::from("no host has reported");
     loop {
-        let hosts = store.hosts().await?;
+        let hosts = reports(store).await?;
         let mut live = 0;
-        for host in &hosts {
-            let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+        for (host, reports) in &hosts {
             match reports.iter().find(|report| report.name == name) {
                 Some(report) if report.digest == digest && report.state == State::Running => live += 1,
                 Some(report) if report.candidate == digest && report.awaits_approval => {

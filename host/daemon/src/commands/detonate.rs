@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cofferdam_model::{Fault, Message, Outcome, ReasonCode};
-use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Limits, Report, describe_artifact};
+use cofferdam_sandbox::record::{Calls, is_denied};
+use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Limits, Report, describe};
 use cofferdam_streams::{Decoded, Subscription, decode};
 use indicatif::HumanCount;
 use serde_json::{Value as Json, json};
@@ -15,7 +16,7 @@ use serde_json::{Value as Json, json};
 use crate::apart::Stranger;
 use crate::cli::Common;
 use crate::commands::inspect::meaning;
-use crate::commands::test::log::Reader;
+use crate::commands::test::log::{Reader, add_calls, show_calls};
 use crate::compile::{CompileBounds, Compiler};
 use crate::offline::entry;
 use crate::quantity::{show_bytes, span_argument};
@@ -57,6 +58,8 @@ struct Seen {
     notes: Vec<String>,
     /// Why it did not compile or start.
     refused: Option<String>,
+    /// Which functions of the host it called.
+    calls: Calls,
     events: u64,
     left: u64,
     outcomes: BTreeMap<String, u64>,
@@ -76,21 +79,18 @@ pub(crate) fn run(common: &Common, args: Args) -> Result<()> {
     let wasm = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     let engine = Engine::new(EngineConfig { instances_max: 1, memory_bytes_max: 1 << 30 })?;
     let mut seen = Seen::default();
-    let compiler = Compiler::new(engine.clone(), CompileBounds::default(), None);
-    let description = match compiler.artifact(&wasm) {
-        Err(refusal) => {
-            seen.refused = Some(refusal.to_string());
-            None
-        }
+    let compiler = Compiler::new(engine, CompileBounds::default(), None);
+    // Read, not compiled: what cannot be compiled can still be looked at.
+    let description = describe(&wasm).ok();
+    match compiler.artifact(&wasm) {
+        Err(refusal) => seen.refused = Some(refusal.to_string()),
         Ok(artifact) => {
-            let description = describe_artifact(&engine, &artifact)?;
             let limits = Limits { deadline: args.deadline, ..Limits::default() };
             let mut cell =
                 Cell { artifact: &artifact, digest: Digest::of(&wasm), limits, emit: Vec::new(), stranger: None };
             cell.run(&args, &mut seen)?;
-            Some(description)
         }
-    };
+    }
     let risks = risks(&seen, description.as_ref());
     let document = as_json(&args, &wasm, description.as_ref(), &seen, &risks);
     if let Some(path) = &args.report {
@@ -203,6 +203,7 @@ impl Seen {
         self.longest = self.longest.max(report.took);
         self.memory_bytes = self.memory_bytes.max(report.memory_bytes);
         self.log_lines += report.log.len() as u64;
+        add_calls(&mut self.calls, &report.calls);
         for logged in report.log {
             if self.log.len() < KEPT && !self.log.contains(&logged.line) {
                 self.log.push(logged.line);
@@ -249,7 +250,16 @@ fn risks(seen: &Seen, description: Option<&Description>) -> Vec<String> {
     );
     say(seen.count("host-calls") + seen.count("random") + seen.count("call-bytes"), "it flooded the host with calls");
     say(seen.count("output-limit") + seen.count("output-rate"), "it answered with more than a handler may");
+    let denied: u64 = seen.calls.iter().filter(|(name, _)| is_denied(name)).map(|(_, count)| count).sum();
     say(seen.count("trap") + seen.count("bad-output"), "it failed: a bug, or a trigger that these events do not hold");
+    if denied > 0 {
+        let names: Vec<&str> = seen.calls.keys().map(|name| name.as_ref()).filter(|name| is_denied(name)).collect();
+        risks.push(format!(
+            "it reached for files or the network {} times, and got nothing: {}",
+            HumanCount(denied),
+            names.join(", ")
+        ));
+    }
     if let Some(refused) = &seen.refused {
         risks.push(format!("it did not run: {refused}"));
     }
@@ -277,7 +287,7 @@ fn kind(description: Option<&Description>) -> &'static str {
         Some(Some(Abi::Component)) => "a component that handles messages",
         Some(Some(Abi::Command)) => "a program that reads a message from standard input",
         Some(None) => "WebAssembly, but nothing that this host calls",
-        None => "nothing that compiles here",
+        None => "nothing that can be read as WebAssembly",
     }
 }
 
@@ -302,6 +312,9 @@ fn show(args: &Args, wasm: &[u8], description: Option<&Description>, seen: &Seen
             rows.add_row([safe_cut(import, 60), meaning(import).to_owned()]);
         }
         line(&format!("\n{rows}"));
+    }
+    if seen.events > 0 {
+        show_calls(&seen.calls);
     }
     if !seen.outcomes.is_empty() {
         let mut rows = table(&["outcome", "events", "in its words, or the host's"]);
@@ -337,7 +350,7 @@ fn as_json(args: &Args, wasm: &[u8], description: Option<&Description>, seen: &S
         "file": args.file, "bytes": wasm.len(), "sha256": Digest::of(wasm).to_string(), "is": kind(description),
         "imports": description.map(|d| &d.imports), "exports": description.map(|d| &d.exports),
         "refused": seen.refused, "events": seen.events, "not_run": seen.left, "outcomes": seen.outcomes, "failures": seen.failures,
-        "outputs": outputs, "log_lines": seen.log_lines, "log": seen.log, "seconds": seen.took.as_secs_f64(),
+        "host_calls": seen.calls, "outputs": outputs, "log_lines": seen.log_lines, "log": seen.log, "seconds": seen.took.as_secs_f64(),
         "longest_ms": seen.longest.as_secs_f64() * 1e3, "memory_bytes": seen.memory_bytes, "processes_that_died": seen.deaths,
         "jail_lacks": seen.notes, "risks": risks,
     })

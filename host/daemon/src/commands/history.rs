@@ -11,11 +11,10 @@ use serde_json::{Value as Json, json};
 use crate::cli::Common;
 use crate::clock;
 use crate::commands::deploy::short;
-use crate::commands::find;
+use crate::commands::{find, reports};
 use crate::exit::Failed;
 use crate::quantity::show_bytes;
 use crate::screen::{line, safe, safe_cut, table};
-use crate::supervisor::PluginReport;
 
 /// Acts that are shown, the newest ones.
 const ACTS: usize = 20;
@@ -118,8 +117,7 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
 /// On how many hosts each version runs, by digest.
 async fn running(store: &Store, plugin: &str) -> Result<BTreeMap<String, usize>> {
     let mut running = BTreeMap::new();
-    for host in store.hosts().await? {
-        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+    for (_, reports) in reports(store).await? {
         for report in reports.into_iter().filter(|report| report.name == plugin && !report.digest.is_empty()) {
             *running.entry(report.digest).or_default() += 1;
         }

@@ -1,66 +1,101 @@
-//! `cofferdam inspect`: what a plugin is and asks for. Nothing of it is run, and no configuration of the working directory is read.
+//! `cofferdam inspect`: what a plugin is, what it asks for and what it could do. It is read and compiled (in the jail), nothing of it
+//! is run, and no configuration of the working directory is read.
+
+mod risks;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Instances, Limits, describe_artifact};
+use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Instances, Limits, describe};
 use serde_json::{Value, json};
 
+use crate::candidate::{Candidate, Files};
 use crate::cli::Common;
 use crate::commands::load_config;
 use crate::compile::Compiler;
 use crate::config::Config;
-use crate::exit::Failed;
+use crate::exit::{Failed, Usage};
 use crate::manifest::Manifest;
 use crate::quantity::show_bytes;
-use crate::screen::{self, safe};
+use crate::screen::{self, safe, safe_cut};
 use crate::version::{digest, granted};
+
+/// Memories, tools and sections that are shown each; a file may claim thousands.
+const LINES_MAX: usize = 20;
+/// Imports that are shown; the JSON has more.
+const IMPORTS_SHOWN: usize = 100;
 
 /// Flags of `inspect`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  cofferdam inspect vendor.wasm\n  cofferdam inspect vendor.wasm --json | jq .risks"
+)]
 pub(crate) struct Args {
-    /// A .wasm file; its manifest is read too when it stands beside it
+    /// A .wasm file; its manifest and its signature are read too when they stand beside it
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The manifest [default: the .toml of the same name]
+    /// The manifest [default: the .toml of the same name, or the one inside the file]
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
 }
 
+/// Everything that was found.
+struct Found {
+    candidate: Candidate,
+    description: Description,
+    manifest: Option<Manifest>,
+    /// How long it took to compile, or why it does not.
+    compiled: Result<Duration, String>,
+    /// What its signature says, or what is wrong with it.
+    signed: Result<String, String>,
+}
+
 pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let config = load_config(common)?;
-    let wasm = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let engine = Engine::new(EngineConfig { instances_max: 1, memory_bytes_max: 1 << 30 })?;
-    // What an attacker wrote meets the compiler in a process of its own here too.
-    let compiler = Compiler::new(engine.clone(), config.compile, None);
-    let artifact = compiler.artifact(&wasm).map_err(|refusal| Failed(refusal.to_string()))?;
-    let description = describe_artifact(&engine, &artifact)?;
-    let manifest = read_manifest(&args)?;
+    let found = look(&config, &args)?;
     if common.json {
-        let document = as_json(&args.file, &wasm, &description, manifest.as_ref(), &config);
-        screen::line(&serde_json::to_string_pretty(&document)?);
+        screen::line(&serde_json::to_string_pretty(&as_json(&args.file, &found, &config))?);
         return Ok(());
     }
-    show_file(&args.file, &wasm, &description);
-    match &manifest {
-        None => screen::line("\nno manifest beside it: it would wait for one, and not be run"),
-        Some(manifest) => show_manifest(&wasm, manifest, &config),
+    show_file(&args.file, &found);
+    match &found.manifest {
+        None => screen::line("\nno manifest beside it or inside it: it would wait for one, and not be run"),
+        Some(manifest) => show_manifest(&found.candidate, manifest, &config),
     }
-    for line in concerns(&description, manifest.as_ref(), &config) {
+    screen::line("\nwhat it could do");
+    for risk in risks::risks(&found, &config) {
+        screen::line(&format!("  - {}", safe(&risk)));
+    }
+    for line in concerns(&found, &config) {
         screen::line(&format!("\nnot ready: {}", safe(&line)));
     }
     Ok(())
 }
 
-fn read_manifest(args: &Args) -> Result<Option<Manifest>> {
-    let path = args.manifest.clone().unwrap_or_else(|| args.file.with_extension("toml"));
-    if args.manifest.is_none() && !path.is_file() {
-        return Ok(None);
-    }
+fn look(config: &Config, args: &Args) -> Result<Found> {
     let stem = args.file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("plugin");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let (manifest, _) = Manifest::parse(&text, stem).with_context(|| format!("in {}", path.display()))?;
-    Ok(Some(manifest))
+    let mut files = Files::beside(stem, args.file.clone());
+    if let Some(manifest) = &args.manifest {
+        files.manifest = Some(manifest.clone());
+    }
+    let candidate = files.read().map_err(Usage)?;
+    let description = describe(&candidate.wasm).map_err(|error| Failed(error.to_string()))?;
+    let manifest = match candidate.manifest.is_empty() {
+        true => None,
+        false => {
+            let place = files.manifest.as_deref().unwrap_or(&args.file);
+            let parsed = Manifest::parse(&candidate.manifest, stem);
+            Some(parsed.with_context(|| format!("in {}", place.display()))?.0)
+        }
+    };
+    let engine = Engine::new(EngineConfig { instances_max: 1, memory_bytes_max: 1 << 30 })?;
+    let (compiler, began) = (Compiler::new(engine, config.compile, None), Instant::now());
+    let compiled = compiler.artifact(&candidate.wasm);
+    let compiled = compiled.map(|_| began.elapsed()).map_err(|refusal| refusal.to_string());
+    let signed = config.signers.check(&candidate.wasm, candidate.signature.as_deref());
+    let signed = signed.map(|signed| signed.to_string());
+    Ok(Found { candidate, description, manifest, compiled, signed })
 }
 
 /// What an import gives the plugin, in plain words.
@@ -82,20 +117,39 @@ pub(crate) fn meaning(import: &str) -> &'static str {
     }
 }
 
-fn show_file(file: &Path, wasm: &[u8], description: &Description) {
+fn show_file(file: &Path, found: &Found) {
+    let Found { candidate, description, compiled, signed, .. } = found;
     let kind = match description.abi {
         Some(Abi::Component) => "a component that handles messages (cofferdam:plugin/handler@0.1.0)",
         Some(Abi::Command) => "a program: one message on standard input, events on standard output",
         None => "WebAssembly, but nothing that this host calls",
     };
     screen::line(&format!("{}\n  is       {kind}", safe(&file.display().to_string())));
-    screen::line(&format!("  size     {}", show_bytes(wasm.len() as u64)));
-    screen::line(&format!("  sha256   {}", Digest::of(wasm)));
-    screen::line(&format!("  exports  {}", safe(&description.exports.join(" "))));
+    screen::line(&format!("  size     {}", show_bytes(candidate.wasm.len() as u64)));
+    screen::line(&format!("  sha256   {}", Digest::of(&candidate.wasm)));
+    screen::line(&format!("  signed   {}", safe_cut(signed.as_ref().unwrap_or_else(|text| text), 300)));
+    let Description { functions, modules, code_bytes, data_bytes, .. } = description;
+    let (code, data) = (show_bytes(*code_bytes), show_bytes(*data_bytes));
+    let compiles = match compiled {
+        Ok(took) => format!("; compiles in {:.2} s", took.as_secs_f64()),
+        Err(_) => String::new(),
+    };
+    screen::line(&format!("  code     {functions} functions in {modules} modules, {code}; data {data}{compiles}"));
+    for (least, most) in description.memories.iter().take(LINES_MAX) {
+        let most = most.map_or_else(|| String::from("its limit"), show_bytes);
+        screen::line(&format!("  memory   {} to {most}", show_bytes(*least)));
+    }
+    for (field, name, version) in description.producers.iter().take(LINES_MAX) {
+        screen::line(&format!("  made by  {}", safe_cut(&format!("{name} {version} ({field})"), 120)));
+    }
+    for (name, bytes) in description.custom.iter().take(LINES_MAX) {
+        screen::line(&format!("  section  {} {}", safe_cut(name, 80), show_bytes(*bytes)));
+    }
+    screen::line(&format!("  exports  {}", safe_cut(&description.exports.join(" "), 400)));
     screen::line("");
     let mut table = screen::table(&["imports", "what that gives it"]);
-    for import in &description.imports {
-        table.add_row([safe(import), meaning(import).to_owned()]);
+    for import in description.imports.iter().take(IMPORTS_SHOWN) {
+        table.add_row([safe_cut(import, 120), meaning(import).to_owned()]);
     }
     screen::line(&if description.imports.is_empty() {
         String::from("imports nothing at all")
@@ -104,7 +158,7 @@ fn show_file(file: &Path, wasm: &[u8], description: &Description) {
     });
 }
 
-fn show_manifest(wasm: &[u8], manifest: &Manifest, config: &Config) {
+fn show_manifest(candidate: &Candidate, manifest: &Manifest, config: &Config) {
     let policy = config.policy(&manifest.name);
     let instances = match manifest.instances {
         Instances::Fresh => "fresh: no message meets what another left behind",
@@ -116,10 +170,11 @@ fn show_manifest(wasm: &[u8], manifest: &Manifest, config: &Config) {
         false => show_bytes(asked),
     };
     screen::line("");
-    let mut table = screen::table(&["its manifest", ""]);
+    let place = if candidate.embedded { "its manifest, inside it" } else { "its manifest" };
+    let mut table = screen::table(&[place, ""]);
     for (name, value) in [
         ("name", manifest.name.clone()),
-        ("version", digest(wasm, manifest).to_string()),
+        ("version", digest(&candidate.wasm, manifest).to_string()),
         ("reads", manifest.route.subscribe().join(" ")),
         ("as group", manifest.group.clone()),
         ("emits to", manifest.route.emit().join(" ")),
@@ -136,14 +191,16 @@ fn show_manifest(wasm: &[u8], manifest: &Manifest, config: &Config) {
 }
 
 /// Why it would not be run as it is.
-fn concerns(description: &Description, manifest: Option<&Manifest>, config: &Config) -> Vec<String> {
-    let mut concerns = description.refused.clone();
-    if description.abi.is_none() {
+fn concerns(found: &Found, config: &Config) -> Vec<String> {
+    let mut concerns = found.description.refused.clone();
+    concerns.extend(found.compiled.as_ref().err().cloned());
+    if found.description.abi.is_none() {
         concerns.push(String::from("it exports neither cofferdam:plugin/handler@0.1.0 nor a program's entry"));
     }
-    if let Some(Err(refusal)) = manifest.map(|manifest| granted(config, manifest)) {
+    if let Some(Err(refusal)) = found.manifest.as_ref().map(|manifest| granted(config, manifest)) {
         concerns.push(refusal.to_string());
     }
+    concerns.extend(found.signed.as_ref().err().map(|text| format!("signature: {text}")));
     concerns
 }
 
@@ -158,11 +215,13 @@ fn limits_view(limits: &Limits) -> Value {
     })
 }
 
-fn as_json(file: &Path, wasm: &[u8], description: &Description, manifest: Option<&Manifest>, config: &Config) -> Value {
-    let manifest_view = manifest.map(|manifest| {
+fn as_json(file: &Path, found: &Found, config: &Config) -> Value {
+    let Found { candidate, description, manifest, compiled, signed } = found;
+    let wasm = &candidate.wasm;
+    let manifest_view = manifest.as_ref().map(|manifest| {
         json!({
             "name": manifest.name, "digest": digest(wasm, manifest).to_string(), "group": manifest.group,
-            "subscribe": manifest.route.subscribe(), "emit": manifest.route.emit(),
+            "embedded": candidate.embedded, "subscribe": manifest.route.subscribe(), "emit": manifest.route.emit(),
             "instances": if manifest.instances == Instances::Reuse { "reuse" } else { "fresh" },
             "limits": limits_view(&manifest.limits.under(&config.policy(&manifest.name).ceiling)),
             "limits_asked": limits_view(&manifest.limits),
@@ -170,9 +229,20 @@ fn as_json(file: &Path, wasm: &[u8], description: &Description, manifest: Option
             "retries": manifest.retry.retries, "config": manifest.config,
         })
     });
+    let tools = description.producers.iter();
+    let tools = tools.map(|(field, name, version)| json!({"field": field, "name": name, "version": version}));
+    let memories = description.memories.iter();
+    let memories = memories.map(|(least, most)| json!({"min_bytes": least, "max_bytes": most}));
+    let custom = description.custom.iter().map(|(name, bytes)| json!({"name": name, "bytes": bytes}));
     json!({
-        "file": file, "bytes": wasm.len(), "sha256": Digest::of(wasm).to_string(),
+        "file": file, "bytes": wasm.len(), "sha256": Digest::of(wasm).to_string(), "signature": signed.as_ref().ok(),
         "abi": description.abi.map(|abi| abi.to_string()), "imports": description.imports, "exports": description.exports,
-        "manifest": manifest_view, "not_ready": concerns(description, manifest, config),
+        "modules": description.modules, "functions": description.functions, "code_bytes": description.code_bytes,
+        "function_bytes_max": description.function_bytes_max, "memories": memories.collect::<Vec<_>>(),
+        "data_bytes": description.data_bytes, "data_entropy": description.data_entropy,
+        "custom_sections": custom.collect::<Vec<_>>(), "producers": tools.collect::<Vec<_>>(),
+        "has_names": description.has_names, "has_start": description.has_start,
+        "compile_seconds": compiled.as_ref().ok().map(Duration::as_secs_f64),
+        "manifest": manifest_view, "risks": risks::risks(found, config), "not_ready": concerns(found, config),
     })
 }

@@ -5,9 +5,10 @@ use serde_json::json;
 
 use crate::cli::Common;
 use crate::commands::deploy::short;
-use crate::commands::find;
+use crate::commands::{find, reports};
 use crate::screen::{self, safe, safe_cut};
-use crate::supervisor::{PluginReport, State};
+use crate::steps::as_lines;
+use crate::supervisor::State;
 
 /// Flags of `plugins`.
 #[derive(Debug, clap::Args)]
@@ -30,8 +31,7 @@ pub(crate) fn word(state: State) -> &'static str {
 pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let found = find(common).await?;
     let mut rows = Vec::new();
-    for host in found.store.hosts().await? {
-        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+    for (host, reports) in reports(&found.store).await? {
         let wanted = reports.into_iter().filter(|report| args.names.is_empty() || args.names.contains(&report.name));
         rows.extend(wanted.map(|report| (host.consumer.clone(), report)));
     }
@@ -73,6 +73,12 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
             safe(host),
             report.detail.lines().map(safe).collect::<Vec<_>>().join("\n  ")
         ));
+    }
+    // Whoever asks for one plugin by name wants to know how it got there.
+    for (host, report) in rows.iter().filter(|(_, report)| !args.names.is_empty() && !report.steps.is_empty()) {
+        let of = if report.candidate.is_empty() { &report.digest } else { &report.candidate };
+        screen::line(&format!("\nadmission of {} {} on {}", safe(&report.name), short(of), safe(host)));
+        as_lines(&report.steps).iter().for_each(|step| screen::line(&format!("  {}", safe(step))));
     }
     Ok(())
 }

@@ -9,11 +9,10 @@ use serde_json::json;
 use crate::cli::Common;
 use crate::clock;
 use crate::commands::deploy::{plural, short, wait};
-use crate::commands::{dlq, find};
+use crate::commands::{dlq, find, reports};
 use crate::exit::{Failed, Usage};
 use crate::quantity::span_argument;
 use crate::screen::{line, safe, who};
-use crate::supervisor::PluginReport;
 
 /// Flags of `rollback`.
 #[derive(Debug, clap::Args)]
@@ -129,8 +128,7 @@ pub(crate) async fn release(store: &Store, plugin: &str, verb: &str, why: &str) 
 
 /// The digest that living hosts run.
 async fn live(store: &Store, plugin: &str) -> Result<Option<String>> {
-    for host in store.hosts().await? {
-        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+    for (_, reports) in reports(store).await? {
         if let Some(report) = reports.into_iter().find(|report| report.name == plugin && !report.digest.is_empty()) {
             return Ok(Some(report.digest));
         }

@@ -9,11 +9,10 @@ use serde_json::json;
 
 use crate::cli::Common;
 use crate::clock;
-use crate::commands::find;
 use crate::commands::plugins::word;
+use crate::commands::{find, reports};
 use crate::host::shown;
 use crate::screen::{self, safe};
-use crate::supervisor::PluginReport;
 
 /// Flags of `status`.
 #[derive(Debug, clap::Args)]
@@ -32,10 +31,9 @@ struct Row {
 
 pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
     let found = find(common).await?;
-    let hosts = found.store.hosts().await?;
+    let hosts = reports(&found.store).await?;
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
-    for host in &hosts {
-        let reports: Vec<PluginReport> = serde_json::from_value(host.plugins.clone()).unwrap_or_default();
+    for (_, reports) in &hosts {
         for report in reports {
             let row = rows.entry(report.name.clone()).or_insert_with(|| Row {
                 state: word(report.state).to_owned(),
@@ -65,13 +63,12 @@ pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
                     "lag": row.lag, "pending": row.pending, "parked": row.parked, "settled": settled(&row.tally)})
             })
             .collect();
-        let document =
-            json!({"redis": shown(&found.store.address()), "hosts": hosts, "plugins": plugins, "dead_letters": dead});
+        let document = json!({"redis": shown(&found.store.address()), "hosts": hosts.iter().map(|(host, _)| host).collect::<Vec<_>>(), "plugins": plugins, "dead_letters": dead});
         screen::line(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
     screen::line(&format!("redis {}   hosts {}   dead letters {dead}", shown(&found.store.address()), hosts.len()));
-    for host in &hosts {
+    for (host, _) in &hosts {
         screen::line(&format!(
             "  {}  pid {}  since {} UTC",
             safe(&host.consumer),

@@ -7,7 +7,9 @@ mod report;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::candidate::Candidate;
 use crate::cases::{CaseResult, Cases};
 use crate::cli::Common;
 use crate::commands::{deploy, load_config};
@@ -15,8 +17,11 @@ use crate::compile::Compiler;
 use crate::config::Config;
 use crate::exit::{Failed, Usage};
 use crate::screen::{self, line, note, safe};
-use crate::version::{Candidate, Version, admit};
+use crate::signature::Signers;
+use crate::steps::Steps;
+use crate::version::{Version, admit};
 use anyhow::{Context, Result, bail};
+use cofferdam_sandbox::record::Calls;
 use cofferdam_sandbox::{Engine, EngineConfig};
 
 /// Flags of `test`.
@@ -123,7 +128,7 @@ fn run_cases(common: &Common, args: &Args, version: &Version, file: &Path) -> Re
     if cases.len() == 0 {
         bail!(Usage(format!("{} holds no [[case]]", file.display())));
     }
-    let results = cases.run(&version.plugin)?;
+    let results = cases.run(&version.plugin, Duration::MAX)?;
     if let Some(junit) = &args.junit {
         report::junit(junit, &version.manifest.name, &results)?;
     }
@@ -153,8 +158,11 @@ fn show(results: &[CaseResult]) {
             }
         }
     }
+    let mut calls = Calls::new();
+    results.iter().flat_map(|result| &result.ran).for_each(|ran| log::add_calls(&mut calls, &ran.calls));
+    log::show_calls(&calls);
     let failed = results.iter().filter(|result| result.mismatch.is_some()).count();
-    line(&format!("{} cases, {failed} failed", results.len()));
+    line(&format!("\n{} cases, {failed} failed", results.len()));
 }
 
 /// The file of cases: the one that was named, or the one beside the plugin when no log is.
@@ -174,8 +182,15 @@ fn load(config: &Config, candidate: &Candidate, threads: usize) -> Result<Versio
         memory_bytes_max: 1 << 30,
     })?;
     let compiler = Arc::new(Compiler::new(engine, config.compile, None));
-    admit(&compiler, config, candidate)
-        .map_err(|refusal| Failed(format!("refused at the step \"{}\": {}", refusal.step, refusal.text)).into())
+    // Whoever writes a plugin tests it before anybody signs it, and its cases are run here one by one.
+    let mut config = config.clone();
+    config.signers = Signers::default();
+    let candidate = Candidate { cases: None, ..candidate.clone() };
+    let mut version = admit(&compiler, &config, &candidate, &mut Steps::default())
+        .map_err(|refusal| Failed(format!("refused at the step \"{}\": {}", refusal.step, refusal.text)))?;
+    let plugin = Arc::into_inner(version.plugin).context("a bug of the host: somebody else holds the plugin")?;
+    version.plugin = Arc::new(plugin.recording());
+    Ok(version)
 }
 
 /// Runs the cases whenever a file in the plugin's folder changes, until interrupted.

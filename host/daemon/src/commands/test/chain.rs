@@ -14,11 +14,11 @@ use serde_json::{Value as Json, json};
 
 use super::log::Reader;
 use super::{Args, bar, file_name, load};
+use crate::candidate::scan;
 use crate::cli::Common;
 use crate::commands::load_config;
 use crate::exit::{Failed, Usage};
 use crate::offline::{Ended, Input, run_all};
-use crate::reload::candidates;
 use crate::screen::{line, note, safe, safe_cut, table};
 use crate::version::Version;
 
@@ -29,10 +29,10 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<()> {
         bail!(Usage(String::from("name the log that is to go through the plugins; `-` is standard input")));
     }
     let config = load_config(common)?;
-    let found = candidates(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let found = scan(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut plugins = Vec::new();
-    for (name, candidate) in found {
-        let candidate = candidate.map_err(|text| Failed(format!("{name}: {text}")))?;
+    for (name, files) in found {
+        let candidate = files.read().map_err(|text| Failed(format!("{name}: {text}")))?;
         plugins.push(load(&config, &candidate, args.threads()).with_context(|| format!("in {name}"))?);
     }
     if plugins.is_empty() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cofferdam_model::Fault;
+use cofferdam_sandbox::record::{Calls, is_denied};
 use cofferdam_streams::Subscription;
 use hdrhistogram::Histogram;
 use indicatif::HumanCount;
@@ -141,13 +142,14 @@ struct Totals {
     faults: u64,
     times: Histogram<u64>,
     memory_bytes: u64,
+    calls: Calls,
 }
 
 impl Totals {
     fn new() -> Result<Self> {
         let times = Histogram::new_with_max(3_600_000_000_000, 3)?;
         let (by_word, by_stream) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Totals { by_word, by_stream, messages: 0, faults: 0, times, memory_bytes: 0 })
+        Ok(Totals { by_word, by_stream, messages: 0, faults: 0, times, memory_bytes: 0, calls: Calls::new() })
     }
 
     fn add(&mut self, ran: &Ran) {
@@ -165,6 +167,7 @@ impl Totals {
             self.times.saturating_record(u64::try_from(ran.took.as_nanos()).unwrap_or(u64::MAX));
         }
         self.memory_bytes = self.memory_bytes.max(ran.memory_bytes);
+        add_calls(&mut self.calls, &ran.calls);
     }
 
     fn micros(&self, quantile: f64) -> f64 {
@@ -179,7 +182,7 @@ impl Totals {
         json!({
             "messages": self.messages, "outcomes": self.by_word, "outputs": streams.collect::<serde_json::Map<_, _>>(),
             "seconds": took.as_secs_f64(), "p50_us": self.micros(0.5), "p99_us": self.micros(0.99), "max_us": self.micros(1.0),
-            "memory_bytes": self.memory_bytes,
+            "memory_bytes": self.memory_bytes, "host_calls": self.calls,
         })
     }
 
@@ -196,6 +199,7 @@ impl Totals {
             }
             line(&format!("\n{outputs}"));
         }
+        show_calls(&self.calls);
         let seconds = took.as_secs_f64();
         line(&format!(
             "\n{} messages in {seconds:.2} s ({:.0} a second); each took p50 {:.1} µs, p99 {:.1} µs, at most {:.1} µs; memory at most {}",
@@ -311,6 +315,26 @@ fn show_one(number: u64, ran: &Ran) {
             show_trouble(ran, "    ");
         }
     }
+}
+
+/// Adds calls of host functions to others.
+pub(crate) fn add_calls(sum: &mut Calls, calls: &Calls) {
+    for (name, count) in calls {
+        *sum.entry(name.clone()).or_default() += count;
+    }
+}
+
+/// Which functions of the host were called, and which of them had nothing to give.
+pub(crate) fn show_calls(calls: &Calls) {
+    if calls.is_empty() {
+        return line("\nit called no function of the host");
+    }
+    let mut rows = table(&["it called", "times", ""]);
+    for (name, count) in calls {
+        let denied = if is_denied(name) { "denied" } else { "" };
+        rows.add_row([safe_cut(name, 80), HumanCount(*count).to_string(), denied.to_owned()]);
+    }
+    line(&format!("\n{rows}"));
 }
 
 /// The backtrace of a trap, and the last lines that the handler logged.

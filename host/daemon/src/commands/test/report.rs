@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use cofferdam_sandbox::record::Calls;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use serde_json::{Value as Json, json};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value, value};
 
+use super::log::add_calls;
 use crate::cases::CaseResult;
 use crate::offline::Ended;
 
@@ -39,9 +41,12 @@ pub(super) fn as_json(plugin: &str, results: &[CaseResult]) -> Json {
         .map(|result| {
             let outcomes: Vec<Json> =
                 result.ran.iter().map(|ran| json!({"outcome": ran.ended.word(), "text": ran.ended.text()})).collect();
+            let mut calls = Calls::new();
+            result.ran.iter().for_each(|ran| add_calls(&mut calls, &ran.calls));
             json!({
                 "name": result.name, "ok": result.mismatch.is_none(), "mismatch": result.mismatch,
                 "seconds": result.took.as_secs_f64(), "messages": outcomes,
+                "host_calls": calls,
             })
         })
         .collect();

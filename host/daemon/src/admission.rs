@@ -1,0 +1,275 @@
+//! Admission in a running host: from a candidate that was found whole to a version that runs, or a note that says why not. What may
+//! run is decided here; what stands in the folder is `reload.rs`'s affair.
+//!
+//! ```text
+//!  Candidate ─▶ its name is free ─▶ no pin holds it ─▶ version.rs: whole, manifest, signature, grants, caps, compile, world, trial, cases
+//!                                                             │
+//!                                      approval ◀─────────────┘
+//!                                          │
+//!                                          ▼
+//!                              kept for rollback, then live
+//! ```
+
+use std::sync::Arc;
+
+use cofferdam_sandbox::Digest;
+
+use crate::approval::{Asks, Known};
+use crate::candidate::Candidate;
+use crate::clock;
+use crate::commands::deploy::short;
+use crate::compile::Compiler;
+use crate::config::Config;
+use crate::manifest::Manifest;
+use crate::steps::{Refusal, Step, Steps, refuse};
+use crate::supervisor::{Note, Supervisor};
+use crate::version::{Version, admit};
+use crate::versions::Versions;
+
+/// What came of a candidate. Whoever looks at the plugin has been told by then.
+#[derive(Debug)]
+pub(crate) enum Considered {
+    /// It runs, under this name.
+    Live { plugin: String },
+    /// It is not run, and will not be while its files and what holds it stay the same.
+    NotRun { plugin: String },
+    /// It runs as soon as somebody approves this digest.
+    Awaits { plugin: String, digest: String },
+    /// What it depends on cannot be known now: it is to be looked at again.
+    Undecided { plugin: String },
+    /// Another one has its name or its group: it has neither until that one is gone.
+    Displaced,
+    /// It has no manifest, and no name of its own.
+    NoManifest,
+}
+
+/// Decides what may run on this host.
+pub(crate) struct Admission {
+    config: Arc<Config>,
+    compiler: Arc<Compiler>,
+    supervisor: Arc<Supervisor>,
+    versions: Arc<Versions>,
+}
+
+/// What a pin says to a candidate.
+enum Held {
+    /// Nothing: it is the candidate's turn.
+    No,
+    /// Another version was put in its place; of the one that was found, by its digest, that is said.
+    Instead { found: String, text: String },
+    /// Whatever runs goes on.
+    Already { found: String, text: String },
+}
+
+impl Admission {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        compiler: Arc<Compiler>,
+        supervisor: Arc<Supervisor>,
+        versions: Arc<Versions>,
+    ) -> Self {
+        Admission { config, compiler, supervisor, versions }
+    }
+
+    /// Takes a candidate as far as it goes. `holder` says which other file has a plugin's name.
+    pub(crate) async fn consider(
+        &self,
+        mut candidate: Candidate,
+        holder: impl Fn(&str) -> Option<String>,
+    ) -> Considered {
+        if candidate.manifest.is_empty() {
+            return self.without_manifest(candidate).await;
+        }
+        let plugin = candidate.plugin();
+        if let Some(text) = self.displaced(&plugin, &candidate, holder) {
+            self.refuse(&plugin, &candidate.digest(), Steps::default(), refuse(Step::Neighbours, text));
+            return Considered::Displaced;
+        }
+        let held = match self.held(&plugin, &mut candidate).await {
+            Held::No => None,
+            Held::Instead { found, text } => Some((found, text)),
+            Held::Already { found, text } => {
+                self.supervisor.note(&plugin, Note::about(found, text));
+                return Considered::NotRun { plugin };
+            }
+        };
+        let (admitted, candidate, mut steps) = match self.admit(candidate).await {
+            Ok(done) => done,
+            Err(text) => {
+                let refusal = refuse(Step::Compile, text);
+                self.refuse(&plugin, "", Steps::default(), refusal);
+                return Considered::NotRun { plugin };
+            }
+        };
+        let mut version = match admitted {
+            Ok(version) => version,
+            Err(refusal) => {
+                self.refuse(&plugin, &candidate.digest(), steps, refusal);
+                return Considered::NotRun { plugin };
+            }
+        };
+        if held.is_some() {
+            steps.skipped(Step::Approval, "it has run before, and the plugin is held to it");
+        } else if let Some(otherwise) = self.unapproved(&version, &candidate, &mut steps).await {
+            return otherwise;
+        }
+        version.steps = steps.reports().to_vec();
+        let version = self.versions.adopt(version, &candidate).await;
+        tracing::info!(plugin, digest = version.terms.stamp.digest, "live");
+        self.supervisor.install(version).await;
+        if let Some((found, text)) = held {
+            self.supervisor.note(&plugin, Note::about(found, text));
+        }
+        Considered::Live { plugin }
+    }
+
+    /// The steps that take long, on a thread that may block.
+    async fn admit(&self, candidate: Candidate) -> Result<(Result<Version, Refusal>, Candidate, Steps), String> {
+        let (compiler, config) = (self.compiler.clone(), self.config.clone());
+        let task = tokio::task::spawn_blocking(move || {
+            let mut steps = Steps::default();
+            let admitted = admit(&compiler, &config, &candidate, &mut steps);
+            (admitted, candidate, steps)
+        });
+        task.await.map_err(|error| format!("the host failed on it: {error}"))
+    }
+
+    /// A wasm without a manifest is compiled all the same, so that whoever writes one knows whether it is worth it; it is never run.
+    async fn without_manifest(&self, candidate: Candidate) -> Considered {
+        let (compiler, name) = (self.compiler.clone(), candidate.file_name.clone());
+        let digest = Digest::of(&candidate.wasm).to_string();
+        let mut steps = Steps::default();
+        steps.ok(Step::WholeFile, "read twice, the same");
+        let compiled = tokio::task::spawn_blocking(move || compiler.artifact(&candidate.wasm).map(drop)).await;
+        let compiled =
+            compiled.unwrap_or_else(|error| Err(refuse(Step::Compile, format!("the host failed on it: {error}"))));
+        match compiled {
+            Ok(()) => steps.ok(Step::Compile, "in the jail, within its bounds"),
+            Err(refusal) => {
+                self.refuse(&name, &digest, steps, refusal);
+                return Considered::NoManifest;
+            }
+        }
+        let text = format!(
+            "waiting for a manifest: write {name}.toml beside {name}.wasm, at least\n    subscribe = [\"stream:attacks\"]\n    emit = [\"stream:alerts\"]"
+        );
+        tracing::warn!(plugin = name, "{text}");
+        steps.waits(Step::Manifest, &text);
+        let note = Note { waiting: true, steps: steps.reports().to_vec(), ..Note::about(digest, text) };
+        self.supervisor.note(&name, note);
+        Considered::NoManifest
+    }
+
+    /// Why a candidate cannot have its name or its group.
+    fn displaced(
+        &self,
+        plugin: &str,
+        candidate: &Candidate,
+        holder: impl Fn(&str) -> Option<String>,
+    ) -> Option<String> {
+        if let Some(other) = holder(plugin) {
+            return Some(format!(
+                "its manifest says name = {plugin:?}, and so does that of {other}; give one another name"
+            ));
+        }
+        let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name).ok()?;
+        self.supervisor.conflict(&manifest)
+    }
+
+    /// Notes a refusal; the version that runs goes on.
+    fn refuse(&self, plugin: &str, digest: &str, mut steps: Steps, refusal: Refusal) {
+        let kept = self.supervisor.live_digest(plugin).is_some();
+        tracing::error!(plugin, step = %refusal.step, kept, "refused: {}", refusal.text);
+        if steps.reports().last().is_none_or(|last| last.step != refusal.step) {
+            steps.refused(&refusal);
+        }
+        let note = Note { steps: steps.reports().to_vec(), ..Note::about(digest.to_owned(), refusal.to_string()) };
+        self.supervisor.note(plugin, note);
+    }
+
+    /// Whether the plugin is held to another version than the one found, which then takes the candidate's place.
+    async fn held(&self, plugin: &str, candidate: &mut Candidate) -> Held {
+        if self.versions.pin(plugin).is_some()
+            && let Err(error) = self.versions.hear_pins().await
+        {
+            tracing::debug!(%error, "cannot ask for pins; the last known hold");
+        }
+        let found = candidate.digest();
+        let Some(pin) = self.versions.pin(plugin).filter(|pin| pin.digest != found) else { return Held::No };
+        let text = format!(
+            "held to version {} since {} by {}{}; what stands in the folder is not run. Let it run: cofferdam unpin {plugin}; or deploy a better one",
+            short(&pin.digest),
+            clock::short(pin.at_ms),
+            pin.by,
+            if pin.why.is_empty() { String::new() } else { format!(" ({})", pin.why) },
+        );
+        if self.supervisor.live_digest(plugin).is_some_and(|live| live == pin.digest) {
+            return Held::Already { found, text };
+        }
+        match self.versions.fetch(&pin.digest).await {
+            Ok(pinned) => {
+                *candidate = pinned;
+                Held::Instead { found, text }
+            }
+            Err(error) => Held::Already { found, text: format!("{text}. That version cannot be had here: {error:#}") },
+        }
+    }
+
+    /// What comes of a version that may not run yet; `None` when it may, which is then noted.
+    async fn unapproved(&self, version: &Version, candidate: &Candidate, steps: &mut Steps) -> Option<Considered> {
+        let (plugin, digest) = (version.manifest.name.clone(), version.terms.stamp.digest.clone());
+        let asks = Asks::of(&version.manifest, self.supervisor.cycles(&version.manifest));
+        let known = match self.versions.store().approvals(&plugin, &digest, &asks.cycles).await {
+            Ok(found) => Known::read(&found, candidate.embedded && !self.config.trusts_embedded),
+            Err(error) => {
+                // A version that waits loses nothing, and the next look asks again.
+                tracing::warn!(plugin, %error, "cannot ask what this plugin has been allowed; tried again");
+                return Some(Considered::Undecided { plugin });
+            }
+        };
+        let more = asks.beyond(&known);
+        if !more.is_empty() && !known.approved {
+            let text = format!(
+                "version {} asks for more than {plugin} has been allowed:\n    {}\nlet it run: cofferdam approve {plugin} --digest {}",
+                short(&digest),
+                more.join("\n    "),
+                short(&digest)
+            );
+            tracing::warn!(
+                plugin,
+                digest,
+                asks = more.join(", "),
+                "waits: cofferdam approve {plugin} --digest {}",
+                short(&digest)
+            );
+            steps.waits(Step::Approval, &text);
+            let note = Note {
+                waiting: true,
+                awaits_approval: true,
+                steps: steps.reports().to_vec(),
+                ..Note::about(digest.clone(), format!("{}: {text}", Step::Approval))
+            };
+            self.supervisor.note(&plugin, note);
+            return Some(Considered::Awaits { plugin, digest });
+        }
+        steps.ok(
+            Step::Approval,
+            match (known.allowed.is_some(), more.is_empty()) {
+                (false, _) => "the first version, by the manifest that was put beside it",
+                (true, true) => "it asks for no more than before",
+                (true, false) => "approved",
+            },
+        );
+        if let Some(text) = asks.to_note(&known)
+            && let Err(error) = self.versions.store().allow(&plugin, &text, &asks.cycles).await
+        {
+            tracing::warn!(plugin, %error, "cannot note what this plugin is allowed");
+        }
+        None
+    }
+
+    /// Whether this version of a plugin has been approved by now.
+    pub(crate) async fn is_approved(&self, plugin: &str, digest: &str) -> bool {
+        self.versions.store().approvals(plugin, digest, &[]).await.is_ok_and(|known| known.approved)
+    }
+}
