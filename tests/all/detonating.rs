@@ -46,7 +46,8 @@ fn unknown_code_is_let_do_what_it_wants_and_all_of_it_is_on_the_page() {
 
 #[test]
 fn a_plugin_that_calls_home_is_denied_the_network_and_told_on() {
-    let events = "{\"eventid\":\"cowrie.login.failed\",\"src_ip\":\"203.0.113.7\"}\n{\"eventid\":\"cowrie.log.closed\"}\n";
+    let events =
+        "{\"eventid\":\"cowrie.login.failed\",\"src_ip\":\"203.0.113.7\"}\n{\"eventid\":\"cowrie.log.closed\"}\n";
     let (page, report) = detonate(&guest("test/vendor.wasm"), events);
     assert_eq!((&report["outcomes"]["events"], &report["outcomes"]["filtered"]), (&1.into(), &1.into()), "{report}");
     assert!(page.contains("telemetry: "), "{page}");

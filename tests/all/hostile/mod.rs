@@ -55,8 +55,8 @@ pub(crate) enum Expect {
     Refused(&'static str, &'static str),
     /// The same, because its bytes are not those that its manifest vouches for.
     NotWhole,
-    /// It may be refused or run, but neither for long nor at the cost of the host: compile bombs, once compilation is apart.
-    Bounded,
+    /// It is dear to compile, and goes live all the same: neither for long nor at the cost of the host.
+    Compiles,
 }
 
 impl Guest {
