@@ -10,7 +10,7 @@ use cofferdam_tests::{Host, Place, Redis, comes_true, guest, publish, wait_until
 use rustix::process::Signal;
 use serde_json::Value;
 
-const LEDGER: &str = "cofferdam:ledger:stream:in|group:actor";
+pub(crate) const LEDGER: &str = "cofferdam:ledger:stream:in|group:actor";
 
 /// Puts the actor, with the order of `/key` kept.
 pub(crate) fn put_ordered(place: &Place, more: &str) {
@@ -48,7 +48,8 @@ fn owner(redis: &Redis) -> (String, u64) {
     (redis.cli(&["HGET", LEDGER, "owner"]), redis.number(&["HGET", LEDGER, "epoch"]))
 }
 
-fn consumer(host: &Host) -> Option<String> {
+/// The name by which Redis knows a host, once it runs.
+pub(crate) fn consumer(host: &Host) -> Option<String> {
     let report: Value = serde_json::from_str(&std::fs::read_to_string(host.data.join("run.json")).ok()?).ok()?;
     (report["pid"] == host.pid()).then(|| report["consumer"].as_str().unwrap_or_default().to_owned())
 }
