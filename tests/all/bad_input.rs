@@ -14,6 +14,24 @@ fn an_unknown_configuration_key_is_named_with_its_place_and_ends_with_2() {
 }
 
 #[test]
+fn a_value_in_the_configuration_that_means_nothing_is_named_and_ends_with_2() {
+    let place = Place::new();
+    let file = place.directory.path().join("bad.toml");
+    for (wrong, said) in [
+        ("[policy.default]\ninstances = [\"old\"]\n", "\"old\" is not understood"),
+        ("[policy.default]\nread = [\"a*b\"]\n", "read: "),
+        ("[policy]\nrequire-signature = true\n", "signing-keys = [\"RW…\"]"),
+        ("[plugins]\ndir = 3\n", "dir = 3 is not a path"),
+        ("[redis]\nurl = \"${NOT_CLOSED\"\n", "is not closed by }"),
+    ] {
+        fs::write(&file, wrong).unwrap();
+        let output = cofferdam(&["status", "--config", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(2), "{wrong}: {}", errors(&output));
+        assert!(errors(&output).contains(said), "{wrong}: {}", errors(&output));
+    }
+}
+
+#[test]
 fn a_refused_connection_says_where_and_ends_with_3() {
     let place = Place::new();
     let data = place.directory.path().join("data");

@@ -203,7 +203,7 @@ impl Config {
         let dir = match plugins.remove("dir") {
             None => None,
             Some(toml::Value::String(dir)) => Some(PathBuf::from(dir)),
-            Some(other) => bail!("[plugins] dir = {other} is not a path"),
+            Some(other) => bail!(Usage(format!("[plugins] dir = {other} is not a path"))),
         };
         let mut site_configs = BTreeMap::new();
         for (name, value) in plugins {
@@ -308,7 +308,9 @@ fn policy(raw: &RawPolicy, base: Option<&Policy>) -> Result<Policy> {
             };
             names
                 .iter()
-                .map(|name| StreamPattern::new(name).with_context(|| format!("in {key}")))
+                .map(|name| {
+                    StreamPattern::new(name).map_err(|error| anyhow::Error::new(Usage(format!("in {key}: {error}"))))
+                })
                 .collect::<Result<Vec<_>>>()
         };
     let instances = match (&raw.instances, base) {
@@ -316,7 +318,7 @@ fn policy(raw: &RawPolicy, base: Option<&Policy>) -> Result<Policy> {
         (None, None) => (true, true),
         (Some(words), _) => {
             if let Some(word) = words.iter().find(|word| !["fresh", "reuse"].contains(&word.as_str())) {
-                bail!("instances: {word:?} is not understood; write \"fresh\", \"reuse\" or both");
+                bail!(Usage(format!("instances: {word:?} is not understood; write \"fresh\", \"reuse\" or both")));
             }
             (words.iter().any(|word| word == "fresh"), words.iter().any(|word| word == "reuse"))
         }
@@ -377,10 +379,10 @@ fn check_trust(path: &Path) -> Result<()> {
     for checked in [path, Path::new(".")] {
         let meta = checked.metadata().with_context(|| format!("cannot look at {}", checked.display()))?;
         if meta.uid() != me || meta.mode() & 0o022 != 0 {
-            bail!(
+            bail!(Usage(String::from(
                 "./cofferdam.toml is not read: it or its folder belongs to somebody else or is writable by others; \
                  mend that (chmod go-w . cofferdam.toml) or name it yourself: --config ./cofferdam.toml"
-            );
+            )));
         }
     }
     Ok(())
@@ -405,14 +407,14 @@ fn apply_environment(table: &mut toml::Table) {
     // A variable that is not UTF-8 is none of ours.
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    for (name, value) in variables {
+    'variables: for (name, value) in variables {
         let Some(path) = name.strip_prefix("COFFERDAM__") else { continue };
         let mut parts: Vec<String> = path.split("__").map(|part| part.to_ascii_lowercase().replace('_', "-")).collect();
         let Some(key) = parts.pop() else { continue };
         let mut inner = &mut *table;
         for part in parts {
             let entry = inner.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            let toml::Value::Table(next) = entry else { return };
+            let toml::Value::Table(next) = entry else { continue 'variables };
             inner = next;
         }
         // A number, a truth value or a list is meant as one; everything else is a string.
@@ -427,7 +429,7 @@ fn expand(text: &str) -> Result<String> {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
         out.push_str(before);
-        let Some((inner, tail)) = after.split_once('}') else { bail!("${{ is not closed by }}") };
+        let Some((inner, tail)) = after.split_once('}') else { bail!(Usage(String::from("${ is not closed by }"))) };
         let (name, default) = inner.split_once(":-").map_or((inner, None), |(name, default)| (name, Some(default)));
         match (environment(name), default) {
             (Some(value), _) => out.push_str(&value),

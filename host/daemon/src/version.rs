@@ -80,7 +80,7 @@ fn take(
         }
         Some(_) => steps.ok(Step::WholeFile, "its sha256 is the one in the manifest"),
         None if candidate.embedded => steps.ok(Step::WholeFile, "its last section is there: the manifest"),
-        None => steps.ok(Step::WholeFile, "read twice, the same"),
+        None => steps.ok(Step::WholeFile, "as it was read: its manifest gives no sha256"),
     }
     let place = if candidate.embedded { "embedded" } else { "beside it" };
     let (reads, emits) = (manifest.route.subscribe().join(" "), manifest.route.emit().join(" "));
