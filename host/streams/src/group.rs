@@ -73,8 +73,11 @@ impl Store {
                 Start::After(id) => id.to_string(),
             },
         };
+        // An operator may ask for a start that lies ahead; what we noted ourselves never did.
+        let asked = matches!(start, Start::After(id) if floor.is_none() && id.to_string() == after);
+        let noted = (floor.is_some() || started.is_some()) && !asked;
         let mut create = self.scripts.create_group.call(&[&lane.stream]);
-        create.arg(&*lane.group).arg(&after).arg(u8::from(floor.is_some()));
+        create.arg(&*lane.group).arg(&after).arg(u8::from(noted));
         let after = match self.scripts.create_group.send(&*self.reads, &create).await {
             Ok(after) => Reply { command: "create_group" }.text(after)?,
             Err(StreamError::Rejected { source }) if source.code() == Some("BUSYGROUP") => {

@@ -1,9 +1,9 @@
 #!lua
--- Creates a group. One that was lost stands at its floor again, unless the stream has begun anew since: its ids may then be smaller
--- (the server's clock was set back, or a producer makes them), and a group that stood beyond them would never read them.
+-- Creates a group. One that was lost stands at its floor or its start again, unless the stream has begun anew since: its ids may then
+-- be smaller (the server's clock was set back, or a producer makes them), and a group that stood beyond them would never read them.
 --
 -- KEYS: 1 stream
--- ARGV: group, id after which it reads, whether that is the floor of a group that was lost (0/1)
+-- ARGV: group, id after which it reads, whether that was noted of a group that was lost (0/1)
 -- Returns the id after which it reads; the error of XGROUP CREATE when there is such a group.
 -- include less.lua
 local stream, group, after = KEYS[1], ARGV[1], ARGV[2]
