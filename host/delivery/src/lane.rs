@@ -180,6 +180,12 @@ struct Held {
     releases: u32,
 }
 
+impl Held {
+    fn holding(self, entry: EntryId) -> Holding {
+        Holding { entry, token: self.token, attempts: self.attempts, releases: self.releases }
+    }
+}
+
 /// Something that a lane waits for.
 type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
 
@@ -197,6 +203,7 @@ enum Done {
     Owned(Result<Owned, StreamError>),
     Surveyed(Result<Survey, StreamError>),
     Disowned,
+    LetGo,
 }
 
 struct SettledBatch {
@@ -537,6 +544,7 @@ impl Lane {
             Done::Renewed(held, renewed) => self.take_renewed(&held, renewed),
             Done::Looked(look) => self.take_look(look),
             Done::ConsumerDropped | Done::Disowned => {}
+            Done::LetGo => self.settles -= 1,
             Done::Owned(owned) => self.take_owned(owned),
             Done::Surveyed(survey) => self.take_surveyed(survey),
         }
@@ -896,11 +904,14 @@ impl Lane {
 
     fn account(&mut self, batch: SettledBatch) {
         self.settles -= 1;
-        let mut freed = Vec::new();
+        let (mut freed, mut refused) = (Vec::new(), Vec::new());
         for (id, token, settled, delay) in batch.results {
             // Redis may have given it to us anew meanwhile, under another token.
-            if self.in_flight.get(&id).is_some_and(|held| held.token == token) {
-                self.in_flight.remove(&id);
+            if self.in_flight.get(&id).is_some_and(|held| held.token == token)
+                && let Some(held) = self.in_flight.remove(&id)
+                && settled == Settled::LeaseLost
+            {
+                refused.push(held.holding(id));
             }
             self.parts.counters.settled(settled);
             freed.extend(self.next_of_key(id, settled));
@@ -910,6 +921,7 @@ impl Lane {
                 self.due.push(Reverse(Instant::now() + delay + Duration::from_millis(2)));
             }
         }
+        self.let_go(refused);
         self.run_admitted(freed);
         if batch.pause {
             self.pause_reading();
@@ -958,10 +970,8 @@ impl Lane {
 
     /// Gives back what could not be finished in time, so that others need not wait for its lease to end.
     async fn give_back(&mut self) {
-        let held: Vec<Holding> = std::mem::take(&mut self.in_flight)
-            .into_iter()
-            .map(|(entry, held)| Holding { entry, token: held.token, attempts: held.attempts, releases: held.releases })
-            .collect();
+        let held: Vec<Holding> =
+            std::mem::take(&mut self.in_flight).into_iter().map(|(entry, held)| held.holding(entry)).collect();
         let now_ms = self.parts.surroundings.now_ms();
         let now = iso(now_ms);
         let (lane, epoch) = (&self.parts.keys, self.epoch());

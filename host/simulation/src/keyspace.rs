@@ -67,6 +67,8 @@ impl Hash {
 pub(crate) struct Keyspace {
     objects: BTreeMap<Arc<[u8]>, Object>,
     expiries: BTreeMap<Arc<[u8]>, u64>,
+    /// How often a stream may have been changed, or a key replaced or deleted.
+    stream_writes: u64,
 }
 
 pub(crate) const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
@@ -87,7 +89,12 @@ impl Keyspace {
         self.objects.get(key)
     }
 
+    pub(crate) fn stream_writes(&self) -> u64 {
+        self.stream_writes
+    }
+
     pub(crate) fn put(&mut self, key: &[u8], object: Object) {
+        self.stream_writes += 1;
         self.expiries.remove(key);
         if let Some(slot) = self.objects.get_mut(key) {
             *slot = object;
@@ -97,12 +104,13 @@ impl Keyspace {
     }
 
     pub(crate) fn delete(&mut self, key: &[u8]) -> bool {
+        self.stream_writes += 1;
         self.expiries.remove(key);
         self.objects.remove(key).is_some()
     }
 
     pub(crate) fn clear(&mut self) {
-        *self = Self::default();
+        *self = Keyspace { stream_writes: self.stream_writes + 1, ..Self::default() };
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = (&[u8], &Object)> {
@@ -126,6 +134,7 @@ impl Keyspace {
     }
 
     pub(crate) fn stream_mut(&mut self, key: &[u8]) -> Result<Option<&mut Stream>, Refusal> {
+        self.stream_writes += 1;
         match self.objects.get_mut(key) {
             None => Ok(None),
             Some(Object::Stream(stream)) => Ok(Some(Arc::make_mut(stream))),

@@ -20,7 +20,6 @@ pub use check::Violation;
 pub use run::{Report, run};
 pub use scenario::Scenario;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cofferdam_model::EntryId;
@@ -40,8 +39,8 @@ pub struct Model {
     read_only: bool,
 }
 
-/// Who holds what of a stream: by group and entry, the consumer and the delivery counter.
-pub(crate) type Leases = BTreeMap<(Arc<[u8]>, EntryId), (Arc<[u8]>, i64)>;
+/// Who holds what of a stream: by group and entry, the consumer and the delivery counter. In order.
+pub(crate) type Leases = Vec<((Arc<[u8]>, EntryId), (Arc<[u8]>, i64))>;
 
 /// An error reply without its dash: a code, a space and words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +77,7 @@ impl Model {
     /// The error replies of Redis, as the client's errors.
     pub fn execute(&mut self, now_ms: u64, arguments: &[&[u8]]) -> RedisResult<Value> {
         self.keys.expire(now_ms);
-        Ok(self.carry_out(now_ms, arguments, false)?)
+        Ok(self.carry_out(now_ms, arguments)?)
     }
 
     /// Carries out several commands as MULTI and EXEC do: one that could not be queued keeps all from being done, and one that
@@ -89,11 +88,11 @@ impl Model {
     pub fn transaction(&mut self, now_ms: u64, commands: &[&[&[u8]]]) -> RedisResult<Vec<RedisResult<Value>>> {
         self.keys.expire(now_ms);
         // At its memory limit a server queues nothing at all, not even what reads.
-        if self.out_of_memory || commands.iter().any(|arguments| self.admit(arguments, false).is_err()) {
+        if self.out_of_memory || commands.iter().any(|arguments| self.admit(arguments).is_err()) {
             let text = "EXECABORT Transaction discarded because of previous errors.";
             return Err(Refusal(text.to_owned()).into());
         }
-        let carry_out = |arguments: &&[&[u8]]| self.carry_out(now_ms, arguments, false).map_err(RedisError::from);
+        let carry_out = |arguments: &&[&[u8]]| self.carry_out(now_ms, arguments).map_err(RedisError::from);
         Ok(commands.iter().map(carry_out).collect())
     }
 
@@ -120,26 +119,30 @@ impl Model {
     /// Who holds what of a stream.
     pub(crate) fn leases(&self, key: &str) -> Leases {
         let Ok(Some(stream)) = self.keys.stream(key.as_bytes()) else { return Leases::new() };
-        let of = |(name, group): (&Arc<[u8]>, &Arc<stream::Group>)| {
-            let name = name.clone();
-            let lease = move |(id, pending): (&stream::Id, &stream::Pending)| {
+        let mut leases = Leases::with_capacity(stream.groups.values().map(|group| group.pending.len()).sum());
+        for (name, group) in &stream.groups {
+            leases.extend(group.pending.iter().map(|(id, pending)| {
                 let place = (name.clone(), EntryId { ms: id.ms, seq: id.seq });
                 (place, (pending.consumer.clone(), pending.deliveries))
-            };
-            group.pending.iter().map(lease).collect::<Vec<_>>()
-        };
-        stream.groups.iter().flat_map(of).collect()
+            }));
+        }
+        leases
     }
 
-    /// What stands between a command and its execution.
-    fn admit(&self, arguments: &[&[u8]], from_script: bool) -> Result<command::Known, Refusal> {
-        let mut known = command::known(arguments, from_script)?;
+    /// How often streams have been opened for writing: while it stays the same, no lease has moved.
+    pub(crate) fn stream_writes(&self) -> u64 {
+        self.keys.stream_writes()
+    }
+
+    /// What stands between a client's command and its execution.
+    fn admit(&self, arguments: &[&[u8]]) -> Result<command::Known, Refusal> {
+        let mut known = command::known(arguments, false)?;
         if known.runs_script
             && let Some(announced) = scripts::announced(self, arguments)
         {
             (known.writes, known.needs_memory) = (announced.writes, announced.needs_memory);
         }
-        if self.out_of_memory && known.needs_memory && !from_script {
+        if self.out_of_memory && known.needs_memory {
             return refuse(Denied::OUT_OF_MEMORY);
         }
         if self.read_only && known.writes {
@@ -148,8 +151,8 @@ impl Model {
         Ok(known)
     }
 
-    pub(crate) fn carry_out(&mut self, now_ms: u64, arguments: &[&[u8]], from_script: bool) -> Reply {
-        let known = self.admit(arguments, from_script)?;
+    fn carry_out(&mut self, now_ms: u64, arguments: &[&[u8]]) -> Reply {
+        let known = self.admit(arguments)?;
         command::run(self, &known, now_ms, arguments)
     }
 }

@@ -342,8 +342,11 @@ impl Lent {
         if checks && known.needs_memory {
             return refuse(Denied::OUT_OF_MEMORY);
         }
+        if self.model.read_only && known.writes {
+            return refuse(Denied::READ_ONLY);
+        }
         self.wrote |= known.writes;
-        self.model.carry_out(self.now_ms, &words, true)
+        command::run(&mut self.model, &known, self.now_ms, &words)
     }
 }
 

@@ -5,9 +5,9 @@
 //! seed gives the same run each time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 use cofferdam_model::EntryId;
 use cofferdam_model::invariants::Source;
@@ -89,6 +89,8 @@ struct State {
     died: BTreeMap<(String, EntryId), u32>,
     /// What was broken on the way, and cannot be seen at the end.
     seen: Vec<Violation>,
+    /// The leases of the input as they were last, and after how many writes; `None` when the history is another one since.
+    leases: Option<(u64, Leases)>,
 }
 
 /// Violations of one run that are kept.
@@ -113,6 +115,7 @@ impl World {
             trace: 0xcbf2_9ce4_8422_2325,
             died: BTreeMap::new(),
             seen: Vec::new(),
+            leases: None,
         };
         Arc::new(World { state: Mutex::new(state), added: Notify::new(), began: Instant::now() })
     }
@@ -273,6 +276,7 @@ impl World {
             (state.model, state.published) = (model, published);
             state.model.set_out_of_memory(full);
             state.model.forget_scripts();
+            state.leases = None;
             // Connections do not outlive the server that they lead to.
             state.epoch += 1;
         }
@@ -302,18 +306,31 @@ impl World {
         if request_lost {
             return (None, dies);
         }
-        let before = state.model.leases(INPUT);
+        let before = state.known_leases();
         let reply = match state.refusal {
             Some(text) => Err(error_reply(text)),
             None => request.carry_out(&mut state.model, now),
         };
-        for text in moved_unseen(&before, &state.model.leases(INPUT)) {
-            state.saw(Violation::new("a lease moves only by a claim", format!("host {host}: {text}")));
+        if before.0 == state.model.stream_writes() {
+            state.leases = Some(before);
+        } else {
+            let after = state.known_leases();
+            for text in moved_unseen(&before.1, &after.1) {
+                state.saw(Violation::new("a lease moves only by a claim", format!("host {host}: {text}")));
+            }
+            state.leases = Some(after);
         }
         state.commands += 1;
+        if tracing::enabled!(tracing::Level::TRACE) {
+            let at_ms = now - EPOCH_MS;
+            tracing::trace!(host, at_ms, lost = reply_lost, "{request} -> {}", Shown(&reply));
+        }
         // Requests follow from the replies before them, so their digest tells runs apart.
         for word in request.commands.iter().flatten().flat_map(|argument| argument.chunks(8)) {
-            let word = word.iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+            let word = match <[u8; 8]>::try_from(word) {
+                Ok(word) => u64::from_be_bytes(word),
+                Err(_) => word.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+            };
             state.trace = (state.trace ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
         }
         drop(guard);
@@ -325,6 +342,12 @@ impl World {
 }
 
 impl State {
+    /// Who holds what of the input, and after how many writes that is so.
+    fn known_leases(&mut self) -> (u64, Leases) {
+        let writes = self.model.stream_writes();
+        self.leases.take().filter(|(then, _)| *then == writes).unwrap_or_else(|| (writes, self.model.leases(INPUT)))
+    }
+
     fn saw(&mut self, violation: Violation) {
         if self.seen.len() < SEEN_MAX {
             self.seen.push(violation);
@@ -336,9 +359,10 @@ impl State {
 /// gives it to a reserved consumer under the same, and nothing else touches either.
 fn moved_unseen(before: &Leases, after: &Leases) -> Vec<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let mut moved = Vec::new();
+    let (mut moved, mut rest) = (Vec::new(), after.iter().peekable());
     for (place, (owner, token)) in before {
-        let Some((owner_now, token_now)) = after.get(place) else { continue };
+        while rest.next_if(|(other, _)| other < place).is_some() {}
+        let Some((_, (owner_now, token_now))) = rest.next_if(|(other, _)| other == place) else { continue };
         let claimed = owner_now != owner && *token_now == token + 1;
         let parked = owner_now.starts_with(b"~") && token_now == token;
         let kept = owner_now == owner && token_now == token;
@@ -412,6 +436,44 @@ impl Request {
         let [command] = self.commands.as_slice() else { return None };
         let at = command.iter().position(|argument| argument == b"BLOCK")?;
         String::from_utf8_lossy(command.get(at + 1)?).parse().ok()
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, command) in self.commands.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { "; " })?;
+            for argument in command {
+                write!(f, "{} ", String::from_utf8_lossy(argument))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A reply for the log.
+struct Shown<'a>(&'a RedisResult<Vec<Value>>);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn show(f: &mut fmt::Formatter<'_>, value: &Value) -> fmt::Result {
+            match value {
+                Value::BulkString(bytes) => write!(f, "{}", String::from_utf8_lossy(bytes)),
+                Value::Array(items) => {
+                    f.write_str("[")?;
+                    for item in items {
+                        show(f, item)?;
+                        f.write_str(" ")?;
+                    }
+                    f.write_str("]")
+                }
+                other => write!(f, "{other:?}"),
+            }
+        }
+        match self.0 {
+            Ok(values) => values.iter().try_for_each(|value| show(f, value)),
+            Err(error) => write!(f, "{error}"),
+        }
     }
 }
 

@@ -632,7 +632,7 @@ impl Author<'_, '_> {
         let own = if stream == STREAMS[2] { "in1" } else { stream };
         let id = self.some_id();
         let count = self.dice.below(12);
-        vec![match self.dice.below(116) {
+        vec![match self.dice.below(118) {
             0..12 => self.add(own),
             12..15 => return (0..self.dice.below(130) + 1).map(|_| self.add(own)).collect(),
             15..28 => words(&format!("XREADGROUP GROUP {group} {consumer} COUNT {count} STREAMS {stream} >")),
@@ -754,6 +754,11 @@ impl Author<'_, '_> {
             }
             106..108 => self.redrive(),
             110..116 => self.own(lane),
+            116..118 => {
+                let mut call = self.script("create_group", &[stream]);
+                call.push_word(group).push_word(id).push_word(self.dice.below(2));
+                call
+            }
             _ => {
                 let mut call = self.script("drop_consumer", &[stream]);
                 call.push_word(group).push_word(consumer);

@@ -29,7 +29,7 @@ pub enum Ensured {
     },
     /// It had been there and was lost; it stands at its floor again, and what was settled beyond the floor may repeat.
     Recreated {
-        /// As given to XGROUP CREATE.
+        /// As given to XGROUP CREATE: before the oldest entry when the stream has begun anew.
         floor: String,
         /// The last id that was settled before the loss.
         last_settled: String,
@@ -73,17 +73,19 @@ impl Store {
                 Start::After(id) => id.to_string(),
             },
         };
-        let mut create = redis::cmd("XGROUP");
-        create.arg("CREATE").arg(&*lane.stream).arg(&*lane.group).arg(&after).arg("MKSTREAM");
-        if let Err(error) = self.query::<()>(&create).await {
-            return match &error {
-                StreamError::Rejected { source } if source.code() == Some("BUSYGROUP") => {
-                    self.note_joined(lane).await?;
-                    Ok(Ensured::Existed)
-                }
-                _ => Err(error),
-            };
-        }
+        // An operator may ask for a start that lies ahead; what we noted ourselves never did.
+        let asked = matches!(start, Start::After(id) if floor.is_none() && id.to_string() == after);
+        let noted = (floor.is_some() || started.is_some()) && !asked;
+        let mut create = self.scripts.create_group.call(&[&lane.stream]);
+        create.arg(&*lane.group).arg(&after).arg(u8::from(noted));
+        let after = match self.scripts.create_group.send(&*self.reads, &create).await {
+            Ok(after) => Reply { command: "create_group" }.text(after)?,
+            Err(StreamError::Rejected { source }) if source.code() == Some("BUSYGROUP") => {
+                self.note_joined(lane).await?;
+                return Ok(Ensured::Existed);
+            }
+            Err(error) => return Err(error),
+        };
         let base = self.read_so_far(lane).await?.map(|(read, _)| read);
         let mut pipe = redis::pipe();
         pipe.cmd("HSETNX").arg(&lane.ledger).arg("start").arg(&after).ignore();

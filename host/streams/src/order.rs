@@ -122,6 +122,25 @@ impl Store {
         }
     }
 
+    /// Which of these entries a lane's group has yet to give out: they are in the stream, and the group stands before them.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn unread(&self, lane: &LaneKeys, ids: &[EntryId]) -> Result<Vec<EntryId>, StreamError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let position = self.group(&lane.stream, &lane.group).await?.map(|group| group.last_delivered);
+        let mut unread = Vec::new();
+        for id in ids.iter().filter(|id| Some(**id) > position) {
+            let text = id.to_string();
+            if !self.range(&lane.stream, &text, &text, 1).await?.is_empty() {
+                unread.push(*id);
+            }
+        }
+        Ok(unread)
+    }
+
     /// These entries, from their parked copies where somebody trimmed them away. What is nowhere is left out.
     ///
     /// # Errors

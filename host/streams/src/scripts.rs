@@ -81,6 +81,7 @@ pub(crate) struct Scripts {
     pub(crate) disown: Script,
     pub(crate) read: Script,
     pub(crate) entries: Script,
+    pub(crate) create_group: Script,
 }
 
 /// They are the same for every store.
@@ -108,6 +109,7 @@ impl Scripts {
             of("disown", &self.disown),
             of("read", &self.read),
             of("entries", &self.entries),
+            of("create_group", &self.create_group),
         ]
     }
 
@@ -126,6 +128,7 @@ impl Scripts {
             disown: Script::new("disown", include_str!("scripts/disown.lua")),
             read: Script::new("read", include_str!("scripts/read.lua")),
             entries: Script::new("entries", include_str!("scripts/entries.lua")),
+            create_group: Script::new("create_group", include_str!("scripts/create_group.lua")),
         }
     }
 }

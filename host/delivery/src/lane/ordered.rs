@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use cofferdam_model::{Delivery, EntryId, Fault, HostState};
 use cofferdam_streams::{
-    Evidence, Owned, RawEntry, Settled, StreamError, Suspect, TakeFor, Taken, Unfinished, planted, retry_consumer,
+    Evidence, Holding, Owned, RawEntry, SettleContext, Settled, StreamError, Suspect, TakeFor, Taken, Unfinished,
+    planted, retry_consumer,
 };
 use tokio::time::{Instant, timeout};
 
@@ -80,6 +81,8 @@ pub(super) struct Survey {
     pending: Vec<Unfinished>,
     /// Those of them whose keys were not known.
     entries: Vec<RawEntry>,
+    /// What keys wait for though nobody holds it: the group has yet to give it out once more. In the order of the ids.
+    unread: Vec<EntryId>,
     /// What this lane held when it asked.
     known: Vec<EntryId>,
     /// What Redis believes to be ours beyond that, and whether that was all.
@@ -104,10 +107,14 @@ impl Lane {
                     let pending = store.unfinished(&keys).await?;
                     let new = pending.iter().map(|one| one.id).filter(|id| keyed.binary_search(id).is_err());
                     let entries = store.entries_or_copies(&keys, &new.collect::<Vec<_>>()).await?;
+                    // Asked last: a failover in between then shows as well.
+                    let elsewhere = keyed.iter().copied().filter(|id| known.binary_search(id).is_err());
+                    let gone = elsewhere.filter(|id| pending.binary_search_by_key(id, |one| one.id).is_err());
+                    let unread = store.unread(&keys, &gone.collect::<Vec<_>>()).await?;
                     let own = pending.iter().filter(|one| one.holder == consumer).map(|one| (one.id, one.token));
                     let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp, epoch: Some(epoch) };
                     let (taken, all) = take_unknown(&store, &keys, &me, own.collect(), &known, room).await?;
-                    Ok(Survey { epoch, pending, entries, known, taken, all })
+                    Ok(Survey { epoch, pending, entries, unread, known, taken, all })
                 }
                 .await,
             )
@@ -129,10 +136,17 @@ impl Lane {
         }
         let known = |id: &EntryId| survey.known.binary_search(id).is_ok();
         let pending = |id: &EntryId| survey.pending.binary_search_by_key(id, |one| one.id).is_ok();
+        // A failover has taken back that these were ever read: they come once more, and what is behind them still waits.
+        let unread = |id: &EntryId| survey.unread.binary_search(id).is_ok();
+        self.news |= !survey.unread.is_empty();
         // Settled by a call whose reply was lost, or taken away by somebody: nobody need wait for these.
-        let gone: Vec<EntryId> = order.queues.ids().filter(|id| !known(id) && !pending(id)).collect();
+        let gone: Vec<EntryId> = order.queues.ids().filter(|id| !known(id) && !pending(id) && !unread(id)).collect();
         let (reserved, me) = (retry_consumer(), self.parts.consumer.clone());
         self.parked = survey.pending.iter().filter(|one| *one.holder == *reserved).count() as u64;
+        if self.parked > 0 {
+            // What other hosts have parked may be due, and a key may wait for it.
+            self.sweep_at = Instant::now();
+        }
         // Whoever else holds something was the owner before, and its settles are refused: no lease is waited for.
         let others = survey.pending.into_iter().filter(|one| *one.holder != *reserved && one.holder != me);
         self.suspects = others.map(|Unfinished { id, holder, token }| Suspect { id, holder, token }).collect();
@@ -180,6 +194,7 @@ impl Lane {
             Ok(Owned::Still) => {}
             Ok(Owned::Mine(epoch)) => {
                 order.owner().forget();
+                // What is still in our hands is found again by the survey.
                 self.lose_order();
                 tracing::info!(%plugin, %stream, epoch, "this host keeps the order of the keys now");
                 if let Some(order) = &mut self.order {
@@ -191,7 +206,8 @@ impl Lane {
                 order.owner().seen(state, now, lease);
                 if order.epoch.is_some() {
                     tracing::warn!(%plugin, %stream, "another host has taken over the order of the keys");
-                    self.lose_order();
+                    let dropped = self.lose_order();
+                    self.let_go(dropped);
                 }
             }
             Err(error) => {
@@ -202,22 +218,44 @@ impl Lane {
         }
     }
 
-    /// Another host may own the lane: what has not begun to run is forgotten here. What runs is refused, or was never taken over.
-    pub(super) fn lose_order(&mut self) {
-        let Some(order) = &mut self.order else { return };
+    /// Another host may own the lane: what has not begun to run is forgotten here, and given back to the caller. What runs is
+    /// refused, or was never taken over.
+    fn lose_order(&mut self) -> Vec<Holding> {
+        let Some(order) = &mut self.order else { return Vec::new() };
         order.epoch = None;
         let waiting = order.queues.withdraw_all();
         order.queues = Default::default();
         self.suspects.clear();
         let dropped: Vec<Delivery> =
             waiting.into_iter().chain(self.apart.drain(..)).chain(self.again.drain(..)).collect();
+        let mut holdings = Vec::with_capacity(dropped.len());
         for delivery in dropped {
-            self.in_flight.remove(&delivery.entry);
+            let id = delivery.entry;
+            holdings.extend(self.in_flight.remove(&id).map(|held| held.holding(id)));
             self.parts.counters.settled(Settled::LeaseLost);
-            if self.probe == Some(delivery.entry) {
+            if self.probe == Some(id) {
                 self.end_probe(None);
             }
         }
+        holdings
+    }
+
+    /// Gives back, uncharged, what an ordered lane may not settle and may still hold: its present owner would have to take it for
+    /// a suspect. Fenced, so that what somebody has taken over meanwhile stays where it is.
+    pub(super) fn let_go(&mut self, held: Vec<Holding>) {
+        if held.is_empty() || self.order.is_none() {
+            return;
+        }
+        self.settles += 1;
+        let (store, keys, consumer) = self.for_redis();
+        let (now_ms, epoch) = (self.parts.surroundings.now_ms(), self.epoch());
+        self.begin(async move {
+            let now = iso(now_ms);
+            let cx = SettleContext { lane: &keys, consumer: &consumer, now_ms, now: &now, epoch };
+            // Whoever owns the lane finds it all the same.
+            let _ = store.give_back(&cx, &held).await;
+            Done::LetGo
+        });
     }
 
     /// A lane that is not to go on gives back, uncharged, what waits for its turn.

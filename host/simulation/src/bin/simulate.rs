@@ -1,4 +1,5 @@
-//! Runs seeds of the simulation: `simulate 17` runs one and says what it did, `simulate --seeds 1000000` many.
+//! Runs seeds of the simulation: `simulate 17` runs one and says what it did, `simulate --seeds 1000000` many. With
+//! `COFFERDAM_LOG=debug,cofferdam_simulation=trace` it shows every command that reaches the server, with its reply.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -8,7 +8,7 @@
 -- include clock.lua
 local input, ledger, park = KEYS[1], KEYS[2], KEYS[3]
 local group, me, retry, longest, n = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-mind_the_clock(input, ledger, group, retry, longest)
+mind_the_clock(input, ledger, group, retry, longest, false)
 local results, counts = {}, {}
 local a = 6
 for i = 1, n do

@@ -18,7 +18,7 @@ if not owns(ledger, me, ARGV[8]) then return {0} end
 local found = {}
 if ARGV[9] == '0' then
   local longest = tonumber(ARGV[4])
-  local gone = mind_the_clock(input, ledger, group, from, longest)
+  local gone = mind_the_clock(input, ledger, group, from, longest, true)
   found = redis.call('XPENDING', input, group, 'IDLE', longest, '-', '+', ARGV[5], from)
   for _, p in ipairs(gone) do found[#found + 1] = p end
 else
