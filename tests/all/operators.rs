@@ -203,6 +203,20 @@ fn a_deleted_stream_costs_what_was_in_it_and_nothing_that_comes_after() {
     assert!(hosts.iter().any(|host| is_alarmed(host, &words)), "{}", hosts[0].log());
 }
 
+#[test]
+fn a_stream_that_begins_anew_with_smaller_ids_is_read_from_its_oldest_entry() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    wait_until("the group is there", || host.log().contains("created the group"));
+    for (seq, id) in ["9999999999999-1", "5-1"].into_iter().enumerate() {
+        redis.cli(&["DEL", "stream:in"]);
+        redis.cli(&["XADD", "stream:in", id, "payload", &emit(seq as u64)]);
+        wait_until("it is handled", || Outputs::of(&redis).missing(0..seq as u64 + 1).is_empty());
+    }
+    assert_eq!(Outputs::of(&redis).doubled(), 0);
+}
+
 /// Messages that fail once and wait for a second try, long enough for somebody to do something to them.
 const PATIENT: &str = "retries = 3\n[backoff]\nbase = \"3s\"\nfactor = 1\n";
 
