@@ -17,6 +17,7 @@ mod host;
 mod jail;
 mod json_lines;
 mod manifest;
+mod mutants;
 mod offline;
 mod quantity;
 mod redis_child;
