@@ -9,6 +9,8 @@ mod commands;
 mod compile;
 mod compiled;
 mod config;
+#[cfg(test)]
+mod corpus;
 mod embedded;
 mod exit;
 mod frames;

@@ -35,7 +35,7 @@ pub fn describe(engine: &Engine, wasm: &[u8]) -> Result<Description, LoadError> 
 /// The same from code that was compiled before.
 ///
 /// # Errors
-/// It is another engine's.
+/// It is another engine's, or needs more memory or a larger table than any instance is given.
 pub fn describe_artifact(engine: &Engine, artifact: &Artifact) -> Result<Description, LoadError> {
     match artifact.kind()? {
         Kind::Component => Ok(component(engine, &artifact.component(engine)?)),
