@@ -1,5 +1,5 @@
-# Two commands: `make demo` and `make test`. Both set up what a fresh machine lacks. `make chaos` takes hours.
-.PHONY: demo test build setup guests check unit mutants mutants-table sandbox-table end-to-end soak chaos bench clean
+# Two commands: `make demo` and `make test`. Both set up what a fresh machine lacks. `make chaos` takes hours, `make fuzz` most of one.
+.PHONY: demo test build setup guests check unit mutants mutants-table sandbox-table end-to-end soak chaos fuzz sbom bench clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 export CARGO_TARGET_DIR := $(abspath $(target))
@@ -63,6 +63,17 @@ chaos: mutants
 # The simulation for MINUTES minutes (a night), from a seed that no soak before it has used.
 soak:
 	cargo run --locked --release -p cofferdam-simulation -- --minutes $(or $(MINUTES),480) --from $(or $(FROM),$(shell date +%s)000000)
+
+# Each fuzz target for MINUTES minutes, from what has been found so far; what is new goes to fuzz/found/, what fails to
+# fuzz/artifacts/. `make test` runs fuzz/corpus/ without any of this.
+fuzz: guests
+	@./deploy/setup.sh --fuzz
+	MINUTES=$(or $(MINUTES),10) ./fuzz/run.sh $(FUZZ_TARGETS)
+
+# What the program is made of, with licences, as CycloneDX: dist/cofferdam.cdx.json.
+sbom:
+	@./deploy/setup.sh --sbom
+	@./deploy/sbom.sh
 
 bench: build
 	$(CARGO_TARGET_DIR)/release/cofferdam bench

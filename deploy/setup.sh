@@ -1,12 +1,33 @@
 #!/usr/bin/env bash
 # Installs what building and testing need beyond Rust, Python and a C compiler: a Redis server, redis-py, cargo-deny. The target
 # for guests is plugins/build.sh's affair. Says what it does; does nothing when everything is there. With --run-only it leaves out
-# what only the checks need.
+# what only the checks need. With --fuzz or --sbom it installs what `make fuzz` or `make sbom` needs, and nothing else.
 set -euo pipefail
 
 as_root() {
   if [[ "$(id -u)" == 0 ]]; then "$@"; else sudo "$@"; fi
 }
+
+# One of cargo's commands, built once and kept out of the way of the project's own builds.
+install_cargo() {
+  local tool="$1" version="$2"
+  command -v "$tool" >/dev/null && return
+  echo "setup: installing $tool (some minutes, once)"
+  CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/$tool" cargo install --quiet --locked "$tool@$version"
+}
+
+case "${1:-}" in
+  --fuzz)
+    if ! cargo +nightly --version >/dev/null 2>&1; then
+      echo "setup: installing the nightly compiler, which libFuzzer needs"
+      rustup toolchain install nightly --profile minimal
+    fi
+    install_cargo cargo-fuzz 0.13.2
+    exit ;;
+  --sbom)
+    install_cargo cargo-cyclonedx 0.5.9
+    exit ;;
+esac
 
 install_redis() {
   echo "setup: installing a Redis server from the system's packages"
@@ -39,7 +60,6 @@ if ! python3 -c 'import redis' 2>/dev/null; then
     || python3 -m pip install --quiet --disable-pip-version-check --break-system-packages redis
 fi
 
-if [[ "${1:-}" != --run-only ]] && ! command -v cargo-deny >/dev/null; then
-  echo "setup: installing cargo-deny (some minutes, once)"
-  CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/cargo-deny" cargo install --quiet --locked cargo-deny@0.19.0
+if [[ "${1:-}" != --run-only ]]; then
+  install_cargo cargo-deny 0.19.0
 fi

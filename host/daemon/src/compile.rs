@@ -21,9 +21,11 @@ use cofferdam_sandbox::{Artifact, Digest, Engine, EngineConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::compiled::Cache;
+use crate::config::CompileBounds;
 use crate::frames::{read_frame, write_frame};
 use crate::host::MEMORY_BYTES_MAX;
 use crate::jail::{self, Bounds, Jailed};
+use crate::mutants::planted;
 use crate::quantity::show_bytes;
 use crate::steps::{Refusal, Step, refuse};
 
@@ -32,22 +34,8 @@ const MEMORY_OWN_BYTES: u64 = 64 << 20;
 /// The wall clock allows this many times the processor time: on a busy machine a fair plugin waits for its turn.
 const WALL_FACTOR: u32 = 4;
 
-/// What compiling one file may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CompileBounds {
-    /// Memory, in bytes.
-    pub(crate) memory_bytes: u64,
-    /// Processor time.
-    pub(crate) time: Duration,
-}
-
-impl Default for CompileBounds {
-    /// The largest guests that toolchains make (Python and its libraries, 18 MB) take 6 s of one core; a bomb of 83 KB took 68 s
-    /// and 859 MB.
-    fn default() -> Self {
-        CompileBounds { memory_bytes: 1 << 30, time: Duration::from_secs(30) }
-    }
-}
+/// What a planted bug lets it take: every memory, and a day.
+const UNBOUNDED: CompileBounds = CompileBounds { memory_bytes: u64::MAX, time: Duration::from_secs(86_400) };
 
 /// Compiles for one engine. Shared by all who load plugins.
 #[derive(Debug)]
@@ -92,7 +80,7 @@ impl Compiler {
     }
 
     fn compile(&self, wasm: &[u8]) -> Result<Artifact, Refusal> {
-        let CompileBounds { memory_bytes, time } = self.bounds;
+        let CompileBounds { memory_bytes, time } = if planted("no-compile-jail") { UNBOUNDED } else { self.bounds };
         let bounds = Bounds { memory_bytes: memory_bytes.saturating_add(MEMORY_OWN_BYTES), cpu: Some(time) };
         let mut jailed = Jailed::spawn("compile-apart", &bounds)
             .map_err(|error| refuse(Step::Compile, format!("cannot start the compiler's process: {error}")))?;

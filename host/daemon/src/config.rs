@@ -14,7 +14,6 @@ use cofferdam_sandbox::Limits;
 use cofferdam_streams::Retention;
 use serde::Deserialize;
 
-use crate::compile::CompileBounds;
 use crate::exit::Usage;
 use crate::quantity::{Bytes, Span};
 use crate::signature::Signers;
@@ -22,7 +21,7 @@ use crate::signature::Signers;
 /// The file as written.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawConfig {
+pub(crate) struct RawConfig {
     redis: RawRedis,
     plugins: toml::Table,
     streams: BTreeMap<String, RawStream>,
@@ -139,6 +138,23 @@ pub(crate) struct Policy {
     pub(crate) reuse: bool,
 }
 
+/// What compiling one file may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CompileBounds {
+    /// Memory, in bytes.
+    pub(crate) memory_bytes: u64,
+    /// Processor time.
+    pub(crate) time: Duration,
+}
+
+impl Default for CompileBounds {
+    /// The largest guests that toolchains make (Python and its libraries, 18 MB) take 6 s of one core; a bomb of 83 KB took 68 s
+    /// and 859 MB.
+    fn default() -> Self {
+        CompileBounds { memory_bytes: 1 << 30, time: Duration::from_secs(30) }
+    }
+}
+
 /// The configuration, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -175,6 +191,18 @@ pub(crate) struct Overrides {
     pub(crate) working_directory: bool,
 }
 
+impl RawConfig {
+    /// Reads the text of a file, and the environment above it.
+    ///
+    /// # Errors
+    /// What cannot be understood, with its place.
+    pub(crate) fn read(text: &str) -> Result<Self> {
+        let mut table: toml::Table = expand(text)?.parse()?;
+        apply_environment(&mut table);
+        Ok(toml::Value::Table(table).try_into()?)
+    }
+}
+
 impl Config {
     /// Loads the configuration.
     ///
@@ -182,23 +210,22 @@ impl Config {
     /// A file that cannot be read or understood, with its place.
     pub(crate) fn load(overrides: &Overrides) -> Result<Self> {
         let source = find_file(overrides)?;
-        let mut table = match &source {
-            None => toml::Table::new(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-                let text = expand(&text).with_context(|| format!("in {}", path.display()))?;
-                text.parse().with_context(|| format!("in {}", path.display()))?
-            }
+        let text = match &source {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
         };
-        apply_environment(&mut table);
-        let raw: RawConfig = toml::Value::Table(table).try_into().with_context(|| match &source {
+        let raw = RawConfig::read(&text).with_context(|| match &source {
             Some(path) => format!("in {}", path.display()),
             None => String::from("in the COFFERDAM__… variables of the environment"),
         })?;
         Config::check(raw, overrides, source)
     }
 
-    fn check(raw: RawConfig, overrides: &Overrides, source: Option<PathBuf>) -> Result<Self> {
+    /// What a file means.
+    ///
+    /// # Errors
+    /// A value that cannot be, with its place.
+    pub(crate) fn check(raw: RawConfig, overrides: &Overrides, source: Option<PathBuf>) -> Result<Self> {
         let mut plugins = raw.plugins;
         let dir = match plugins.remove("dir") {
             None => None,

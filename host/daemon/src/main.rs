@@ -11,6 +11,8 @@ mod commands;
 mod compile;
 mod compiled;
 mod config;
+#[cfg(test)]
+mod corpus;
 mod embedded;
 mod exit;
 mod frames;
@@ -19,6 +21,7 @@ mod host;
 mod jail;
 mod json_lines;
 mod manifest;
+mod mutants;
 mod offline;
 mod quantity;
 mod redis_child;

@@ -41,8 +41,11 @@ pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
     digits.trim().replace('_', "").parse::<u64>().ok()?.checked_mul(unit)
 }
 
+/// The longest duration that is read: whoever adds a multiple of it to a time that can be gets a time that can be.
+const SPAN_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
+
 pub(crate) fn parse_span(text: &str) -> Option<Duration> {
-    humantime::parse_duration(text.trim()).ok()
+    humantime::parse_duration(text.trim()).ok().filter(|span| *span <= SPAN_MAX)
 }
 
 pub(crate) fn parse_when(text: &str) -> Option<When> {
@@ -152,5 +155,11 @@ mod tests {
         assert_eq!(parse_when("1970-01-01T00:00:01Z"), Some(When::At(1_000)));
         assert_eq!(parse_when("5-1"), Some(When::Id(EntryId { ms: 5, seq: 1 })));
         assert_eq!(parse_when("yesterday-ish"), None);
+    }
+
+    #[test]
+    fn a_duration_beyond_all_reckoning_is_none() {
+        assert_eq!(parse_span("99y").map(|span| span.as_secs() / 86_400), Some(36_159));
+        assert_eq!(parse_span("300000000000y"), None);
     }
 }

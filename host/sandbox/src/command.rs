@@ -26,7 +26,7 @@ use wasmtime_wasi::p2::pipe::MemoryInputPipe;
 
 use crate::Plugin;
 use crate::error::Stop;
-use crate::invoke::{Call, Done, Phase, check, done, fault};
+use crate::invoke::{Call, Done, Phase, check, done, fault, too_many_calls};
 use crate::plugin::{Code, runtime};
 use crate::store::{Command, Delivery, State, new_store};
 use crate::wasi::{Channel, Clock};
@@ -111,6 +111,11 @@ fn exit_code(store: &mut Store<State>, ended: wasmtime::Result<i32>) -> Result<i
 /// What an exit code and the streams mean.
 fn answer(store: &mut Store<State>, code: i32) -> Result<Outcome, Fault> {
     let state = store.data_mut();
+    // It may have ended before the tick at which it would have been stopped.
+    if let Err(stop) = state.meter.check_calls() {
+        let (code, text) = too_many_calls(&stop);
+        return Err(Fault::Limit { code, text, backtrace: String::new() });
+    }
     let spec = Arc::clone(&state.spec);
     let mut console = state.console();
     console.finish();

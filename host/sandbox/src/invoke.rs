@@ -326,6 +326,10 @@ pub(crate) fn fault(store: &mut Store<State>, error: &wasmtime::Error, phase: Ph
         }
         None => (String::new(), None),
     };
+    // A program of preview 1 is stopped at the next tick only: what it comes to until then must not decide how it failed.
+    if let Err(stop) = state.meter.check_calls() {
+        return limit(too_many_calls(&stop), &last_words, backtrace);
+    }
     if let Some(bytes) = overflow {
         let text = format!("{}: more than limits.output allows", Stop::Output(bytes));
         return Fault::BadOutput { code: ReasonCode::OutputLimit, text };
@@ -341,7 +345,7 @@ pub(crate) fn fault(store: &mut Store<State>, error: &wasmtime::Error, phase: Ph
                 let text = format!("the guest called {stop} in mid-handler; a handler returns its answer");
                 return trap(text, &last_words, backtrace);
             }
-            Stop::HostCalls(_) => (ReasonCode::HostCalls, format!("it made {stop}: see limits.host-calls")),
+            Stop::HostCalls(_) => too_many_calls(stop),
             Stop::Random(_) => (ReasonCode::Random, format!("it asked for {stop}: see limits.random")),
         };
         return limit(reached, &last_words, backtrace);
@@ -381,6 +385,11 @@ pub(crate) fn fault(store: &mut Store<State>, error: &wasmtime::Error, phase: Ph
         Phase::Call if backtrace.is_empty() => bad_answer(&cause),
         Phase::Start | Phase::Call => trap(cause, &last_words, backtrace),
     }
+}
+
+/// A call that made too many of the host's functions, however it ended.
+pub(crate) fn too_many_calls(stop: &Stop) -> (ReasonCode, String) {
+    (ReasonCode::HostCalls, format!("it made {stop}: see limits.host-calls"))
 }
 
 /// The answer could not be read: it is too large, or not what the contract's types say.

@@ -5,6 +5,7 @@ use serde_json::Value as Json;
 use cofferdam_model::EntryId;
 use cofferdam_model::route::DEAD_LETTER_STREAM;
 
+use crate::codec::RawFields;
 use crate::reply::Reply;
 use crate::{LaneKeys, RawEntry, Store, StreamError, redrive_stream};
 
@@ -111,6 +112,23 @@ impl StoredLetter {
         }
         letter
     }
+
+    /// The entry that sends it back: where it comes from, and then the fields of its message.
+    pub fn sent_back(&self) -> RawFields {
+        // Anybody can write a dead letter. One whose id is none must not share an identity with the next such.
+        let id = self.original_id.parse().unwrap_or(self.id).to_string();
+        let redrives = self.redrives.saturating_add(1).to_string();
+        let ours = [
+            ("cofferdam_stream", self.original_stream.clone()),
+            ("cofferdam_id", id),
+            ("cofferdam_redrives", redrives),
+        ];
+        // A letter that had been sent back before, or a producer that writes such fields itself, must not speak over ours.
+        let reserved: [&[u8]; 4] = [b"cofferdam_stream", b"cofferdam_id", b"cofferdam_redrives", b"cofferdam_record"];
+        let theirs = self.original_fields.iter().filter(|(name, _)| !reserved.contains(&name.as_slice())).cloned();
+        let ours = ours.into_iter().map(|(name, value)| (name.as_bytes().to_vec(), value.into_bytes()));
+        ours.chain(theirs).collect()
+    }
 }
 
 /// The fields that the original's publisher wrote, from the JSON view of its message.
@@ -144,19 +162,9 @@ impl Store {
     pub async fn redrive(&self, letter: &StoredLetter, group: &str) -> Result<Option<EntryId>, StreamError> {
         let script = &self.scripts.redrive;
         let mut call = script.call(&[DEAD_LETTER_STREAM, &redrive_stream(group), &letter.ledger()]);
-        let id = if letter.original_id.is_empty() { letter.id.to_string() } else { letter.original_id.clone() };
-        let redrives = (letter.redrives + 1).to_string();
-        let ours =
-            [("cofferdam_stream", &letter.original_stream), ("cofferdam_id", &id), ("cofferdam_redrives", &redrives)];
-        // A letter that had been sent back before, or a producer that writes such fields itself, must not speak over ours.
-        let reserved: [&[u8]; 4] = [b"cofferdam_stream", b"cofferdam_id", b"cofferdam_redrives", b"cofferdam_record"];
-        let theirs: Vec<_> =
-            letter.original_fields.iter().filter(|(name, _)| !reserved.contains(&name.as_slice())).collect();
-        call.arg(letter.id.to_string()).arg(group).arg((ours.len() + theirs.len()) * 2);
-        for (name, value) in ours {
-            call.arg(name).arg(value);
-        }
-        for (name, value) in theirs {
+        let fields = letter.sent_back();
+        call.arg(letter.id.to_string()).arg(group).arg(fields.len() * 2);
+        for (name, value) in fields {
             call.arg(name).arg(value);
         }
         let r = Reply { command: "redrive" };
@@ -239,5 +247,13 @@ mod tests {
         assert!(letter.exact);
         assert_eq!(letter.original_fields[0], (b"payload".to_vec(), b"raw \x01".to_vec()));
         assert_eq!(letter.code, "trap");
+    }
+
+    #[test]
+    fn a_forged_letter_is_sent_back_under_an_id_of_its_own_and_counts_no_further_than_a_number_goes() {
+        let letter = letter(&[("original_id", "5-es"), ("redrives", "4294967295"), ("orig:payload", "{}")]);
+        let mut entry = RawEntry { id: letter.id, fields: letter.sent_back() };
+        let origin = crate::codec::take_origin(&mut entry).unwrap();
+        assert_eq!((origin.id, origin.redrives), (EntryId { ms: 9, seq: 0 }, u32::MAX));
     }
 }

@@ -32,7 +32,7 @@ pub const MUTANTS: [&str; 12] = [
     "no-epoch",
 ];
 
-/// Those of the sandbox, which it knows by itself; here so that a misspelt one is noticed.
+/// Those of the sandbox and of the program, which know them by themselves; here so that a misspelt one is noticed.
 #[cfg(feature = "mutants")]
 const ELSEWHERE: [&str; 7] = [
     "no-deadline",

@@ -183,6 +183,20 @@ fn a_program_that_sleeps_or_floods_is_stopped() {
 }
 
 #[test]
+fn too_many_calls_of_the_host_are_a_fault_however_soon_the_program_ends() {
+    let calls = |end: &str| {
+        let text = format!(
+            "(loop $again (call $print (i32.const 2) (i32.const 20480) (i32.const 1)) (local.set $i (i32.add (local.get $i) (i32.const 1))) (br_if $again (i32.lt_u (local.get $i) (i32.const 50)))) {end}"
+        );
+        let plugin = load_with(&program_wasm("", "", &text), |spec| spec.limits.host_calls = 10);
+        fault(&plugin).code()
+    };
+    for end in ["", "unreachable", &exit(0), &exit(65)] {
+        assert_eq!(calls(end), ReasonCode::HostCalls, "{end:?}");
+    }
+}
+
+#[test]
 fn every_delivery_has_a_fresh_instance() {
     let wat = r#"(module (memory (export "memory") 1)
         (func (export "_start")
