@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cofferdam_delivery::{Bells, Counters, Counts, DeliveryConfig, Gate, Lane, LaneParts, Mode, PluginBreaker, Reader};
-use cofferdam_model::route::HOPS_MAX;
 use cofferdam_streams::{LaneKeys, Store, redrive_stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::approval::cycles;
 use crate::clock;
 use crate::manifest::{Manifest, StartRule, Subscribed};
 use crate::runner::{PluginRunner, System};
@@ -440,45 +440,6 @@ impl Supervisor {
     }
 }
 
-/// Circles that are looked for from one plugin: enough to see that there is something to look at.
-const CYCLES_MAX: usize = 32;
-
-/// The circles through a plugin, each as text that begins with the plugin whose name comes first, so that it is the same text
-/// whichever of its plugins was there last. `all` has the plugin too. A message ends after 8 hops, so longer circles are none.
-fn cycles(from: &Manifest, all: &[&Manifest]) -> Vec<String> {
-    let mut found = std::collections::BTreeSet::new();
-    let mut open: Vec<Vec<(&str, &str)>> = vec![Vec::new()];
-    while let Some(path) = open.pop() {
-        let last = path.last().map_or(from.name.as_str(), |(_, plugin)| plugin);
-        let Some(plugin) = all.iter().find(|plugin| plugin.name == last) else { continue };
-        for stream in plugin.route.emit() {
-            for next in all.iter().filter(|next| next.route.subscribe().contains(stream)) {
-                let mut longer = path.clone();
-                longer.push((stream.as_str(), next.name.as_str()));
-                if next.name == from.name {
-                    found.insert(as_text(&longer));
-                } else if longer.len() < HOPS_MAX as usize && !path.iter().any(|(_, name)| *name == next.name) {
-                    open.push(longer);
-                }
-            }
-        }
-        if found.len() >= CYCLES_MAX || open.len() > 10_000 {
-            break;
-        }
-    }
-    found.into_iter().collect()
-}
-
-/// A circle of (stream, the plugin that reads it).
-fn as_text(circle: &[(&str, &str)]) -> String {
-    let first = circle.iter().enumerate().min_by_key(|(_, (_, plugin))| *plugin).map_or(0, |(at, _)| at);
-    let mut text = circle.get(first).map_or(String::new(), |(_, plugin)| (*plugin).to_owned());
-    for (stream, plugin) in circle.iter().cycle().skip(first + 1).take(circle.len()) {
-        text.push_str(&format!(" → {stream} → {plugin}"));
-    }
-    text
-}
-
 /// Whether a version can take the seat of another without new lanes.
 fn same_lanes(old: &Version, new: &Version) -> bool {
     let (old, new) = (&old.manifest, &new.manifest);
@@ -498,25 +459,4 @@ async fn stop(running: RunningPlugin) -> Counts {
         past.add(&lane.counters.counts());
     }
     past
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn manifest(name: &str, reads: &str, emits: &str) -> Manifest {
-        let text = format!("name = {name:?}\nsubscribe = [{reads:?}]\nemit = [{emits:?}]");
-        Manifest::parse(&text, name).unwrap().0
-    }
-
-    #[test]
-    fn a_circle_has_the_same_text_from_every_plugin_in_it_and_a_line_has_none() {
-        let (b, a, c) = (manifest("b", "s1", "s2"), manifest("a", "s2", "s3"), manifest("c", "s3", "s1"));
-        let all = [&b, &a, &c];
-        let text = "a → s3 → c → s1 → b → s2 → a";
-        for plugin in all {
-            assert_eq!(cycles(plugin, &all), [text]);
-        }
-        assert!(cycles(&b, &[&b, &a]).is_empty());
-    }
 }
