@@ -796,7 +796,9 @@ impl Lane {
             if self.apart_now == Some(ran.delivery.entry) {
                 self.apart_now = None;
             }
-            self.decide(ran, &terms);
+            if let Some(ran) = self.in_its_turn(ran) {
+                self.decide(ran, &terms);
+            }
         }
         self.submit_apart();
     }

@@ -312,6 +312,25 @@ impl Lane {
         admitted
     }
 
+    /// A result that may count: gives it back. A failover may have taken back what came before it, while it ran: then it waits for
+    /// its turn once more and runs anew, uncharged, or is given back by a host that is leaving.
+    pub(super) fn in_its_turn(&mut self, mut ran: Ran) -> Option<Ran> {
+        let id = ran.delivery.entry;
+        let early = self.order.as_ref().is_some_and(|order| !order.queues.is_next(id));
+        // What was given to us anew meanwhile is another delivery; this one's settle is refused.
+        let ours = self.in_flight.get(&id).is_some_and(|held| held.token == ran.delivery.token);
+        if !early || !ours {
+            return Some(ran);
+        }
+        if ran.host == HostState::Stopping {
+            ran.result = Err(Fault::Host { text: String::from("the host is leaving") });
+            return Some(ran);
+        }
+        let waits = self.admit(ran.delivery);
+        debug_assert!(waits.is_none(), "it was not its turn");
+        None
+    }
+
     /// Which delivery may run now that this one is settled.
     pub(super) fn next_of_key(&mut self, id: EntryId, settled: Settled) -> Option<Delivery> {
         let order = self.order.as_mut()?;
