@@ -10,6 +10,7 @@ mod counters;
 mod doorbell;
 mod key_queues;
 mod lane;
+mod pace;
 pub mod pipeline;
 mod runner;
 mod suspects;

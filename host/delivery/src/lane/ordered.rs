@@ -16,7 +16,9 @@ use cofferdam_streams::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{Done, GIVE_BACK_TIME, Lane, Mode, PAUSE_MIN, take_unknown};
+use super::reads::take_unknown;
+use super::settles::GIVE_BACK_TIME;
+use super::{Done, Lane, Mode, PAUSE_MIN};
 use crate::key_queues::KeyQueues;
 use crate::runner::{Ran, iso};
 

@@ -1,0 +1,232 @@
+//! The part of a lane that settles: verdicts into batches, batches to Redis for as long as it takes, leases renewed and given
+//! back, and the gates that stop the reading while Redis refuses writes.
+
+use std::cmp::Reverse;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use cofferdam_model::{EntryId, Token, Verdict};
+use cofferdam_streams::{Decided, Holding, LaneKeys, Remedy, SettleContext, Settled, Store, StreamError};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Done, Lane, PAUSE_MAX, PAUSE_MIN, SETTLES_MAX};
+use crate::runner::{Surroundings, iso};
+
+/// Messages of one settle, and its bytes: beyond them Redis is busy for too long at a time.
+const SETTLE_MESSAGES: usize = 256;
+const SETTLE_BYTES: usize = 1 << 20;
+/// Longest that a leaving lane takes to give back what it holds.
+pub(super) const GIVE_BACK_TIME: Duration = Duration::from_secs(2);
+
+/// Closed for a while when Redis refuses writes. Redis still hands out entries then, so that reading on would only move the
+/// stream into the pending list: whoever reads looks here first. One for a whole host.
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed_until: Mutex<Option<Instant>>,
+}
+
+impl Gate {
+    pub(super) fn close(&self, until: Instant) {
+        let mut closed = self.closed_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *closed = Some(closed.map_or(until, |before| before.max(until)));
+    }
+
+    pub(super) fn open(&self) {
+        *self.closed_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Until when nothing is to be read.
+    pub(super) fn closed_until(&self) -> Option<Instant> {
+        *self.closed_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What became of a batch.
+pub(super) struct SettledBatch {
+    results: Vec<(EntryId, Token, Settled, Option<Duration>)>,
+    pause: bool,
+}
+
+impl Lane {
+    /// Settles at once when nothing else is under way, or when a batch is full; otherwise verdicts wait for company.
+    pub(super) fn flush(&mut self) {
+        let full = self.decided.len() >= SETTLE_MESSAGES || self.decided_bytes >= SETTLE_BYTES;
+        if (full || self.settles == 0) && self.settles < SETTLES_MAX {
+            self.flush_now();
+        }
+    }
+
+    pub(super) fn flush_now(&mut self) {
+        if self.decided.is_empty() {
+            return;
+        }
+        // What is over a batch's size waits for the next; one oversized message goes alone.
+        let (mut count, mut bytes) = (0, 0);
+        for one in self.decided.iter().take(SETTLE_MESSAGES) {
+            bytes += one.bytes();
+            if count > 0 && bytes > SETTLE_BYTES {
+                break;
+            }
+            count += 1;
+        }
+        let rest = self.decided.split_off(count.min(self.decided.len()));
+        let batch = std::mem::replace(&mut self.decided, rest);
+        self.decided_bytes = self.decided.iter().map(Decided::bytes).sum();
+        self.first_decided = (!self.decided.is_empty()).then(Instant::now);
+        self.settles += 1;
+        let (store, keys, consumer) = self.for_redis();
+        let (surroundings, host, own, epoch) =
+            (self.parts.surroundings.clone(), self.parts.gate.clone(), self.own_gate.clone(), self.epoch());
+        self.begin(async move {
+            let gates = Gates { host: &host, own: &own };
+            Done::Settled(settle_until_taken(&store, &keys, (&consumer, epoch), &*surroundings, gates, batch).await)
+        });
+    }
+
+    pub(super) fn account(&mut self, batch: SettledBatch) {
+        self.settles -= 1;
+        let (mut freed, mut refused) = (Vec::new(), Vec::new());
+        for (id, token, settled, delay) in batch.results {
+            // Redis may have given it to us anew meanwhile, under another token.
+            if self.in_flight.get(&id).is_some_and(|held| held.token == token)
+                && let Some(held) = self.in_flight.remove(&id)
+                && settled == Settled::LeaseLost
+            {
+                refused.push(held.holding(id));
+            }
+            self.parts.counters.settled(settled);
+            freed.extend(self.next_of_key(id, settled));
+            if let (Settled::Retried(_) | Settled::Released, Some(delay)) = (settled, delay) {
+                self.parked += 1;
+                // Redis keeps idle times in whole milliseconds.
+                self.due.push(Reverse(Instant::now() + delay + Duration::from_millis(2)));
+            }
+        }
+        self.let_go(refused);
+        self.run_admitted(freed);
+        if batch.pause {
+            self.pause_reading();
+        }
+    }
+
+    /// Renews the lease of what has been held for a while, running or waiting.
+    pub(super) fn renew(&mut self) {
+        let (old, now) = (self.parts.delivery.lease / 4, Instant::now());
+        let held: Vec<(EntryId, Token)> = self
+            .in_flight
+            .iter()
+            .filter(|(_, held)| now - held.renewed > old)
+            .map(|(id, held)| (*id, held.token))
+            .collect();
+        if held.is_empty() || self.renewing {
+            return;
+        }
+        self.renewing = true;
+        let (store, keys, consumer) = self.for_redis();
+        self.begin(async move {
+            let renewed = store.heartbeat(&keys, &consumer, &held).await;
+            Done::Renewed(held.into_iter().map(|(id, _)| id).collect(), renewed)
+        });
+    }
+
+    pub(super) fn take_renewed(&mut self, held: &[EntryId], renewed: Result<Vec<EntryId>, StreamError>) {
+        self.renewing = false;
+        let (plugin, stream) = (&self.parts.plugin, &self.parts.keys.stream);
+        match renewed {
+            Ok(lost) => {
+                let now = Instant::now();
+                for id in held {
+                    if let Some(held) = self.in_flight.get_mut(id) {
+                        held.renewed = now;
+                    }
+                }
+                if !lost.is_empty() {
+                    tracing::warn!(%plugin, %stream, count = lost.len(),
+                        "leases were lost to another host; what these deliveries bring is refused");
+                }
+            }
+            Err(error) => tracing::warn!(%plugin, %stream, %error, "cannot renew leases"),
+        }
+    }
+
+    /// Gives back what could not be finished in time, so that others need not wait for its lease to end.
+    pub(super) async fn give_back(&mut self) {
+        let held: Vec<Holding> =
+            std::mem::take(&mut self.in_flight).into_iter().map(|(entry, held)| held.holding(entry)).collect();
+        let now_ms = self.parts.surroundings.now_ms();
+        let now = iso(now_ms);
+        let (lane, epoch) = (&self.parts.keys, self.epoch());
+        let cx = SettleContext { lane, consumer: &self.parts.consumer, now_ms, now: &now, epoch };
+        let given = timeout(GIVE_BACK_TIME, self.parts.store.give_back(&cx, &held)).await;
+        let (plugin, stream, count) = (&self.parts.plugin, &self.parts.keys.stream, held.len());
+        match given {
+            Ok(Ok(given)) => {
+                tracing::warn!(%plugin, %stream, given, "gave back, uncharged, what was not finished in time")
+            }
+            Ok(Err(_)) | Err(_) => tracing::warn!(%plugin, %stream, count,
+                "stopped before everything was finished; the rest stays pending and is taken over by others"),
+        }
+    }
+}
+
+/// The gates that a refused settle closes.
+#[derive(Clone, Copy)]
+struct Gates<'a> {
+    host: &'a Gate,
+    own: &'a Gate,
+}
+
+/// Settles a batch, however long Redis takes to be able to: the fence makes it safe to send the same again.
+async fn settle_until_taken(
+    store: &Store,
+    keys: &LaneKeys,
+    (consumer, epoch): (&str, Option<u64>),
+    surroundings: &dyn Surroundings,
+    gates: Gates<'_>,
+    batch: Vec<Decided>,
+) -> SettledBatch {
+    let mut pause = PAUSE_MIN;
+    let mut closed = None;
+    loop {
+        let now_ms = surroundings.now_ms();
+        let now = iso(now_ms);
+        let cx = SettleContext { lane: keys, consumer, now_ms, now: &now, epoch };
+        let of = |decided: &Decided| (decided.delivery.entry, decided.delivery.token);
+        let error = match store.settle(&cx, &batch).await {
+            Ok(settled) => {
+                closed.inspect(|gate: &&Gate| gate.open());
+                let results = batch.iter().zip(settled).map(|(decided, settled)| {
+                    let delay = match decided.verdict {
+                        Verdict::RetryAfter { delay, .. } | Verdict::Release { delay } => Some(delay),
+                        Verdict::Commit { .. } | Verdict::DeadLetter { .. } | Verdict::LeavePending => None,
+                    };
+                    let (id, token) = of(decided);
+                    (id, token, settled, delay)
+                });
+                return SettledBatch { results: results.collect(), pause: false };
+            }
+            Err(error) => error,
+        };
+        match error.remedy() {
+            // The group is gone and with it our hold on these entries; they come again from the floor.
+            Remedy::RecreateGroup => {
+                tracing::error!(stream = %keys.stream, group = %keys.group, %error, "cannot settle");
+                let lost = |decided| {
+                    let (id, token) = of(decided);
+                    (id, token, Settled::LeaseLost, None)
+                };
+                return SettledBatch { results: batch.iter().map(lost).collect(), pause: true };
+            }
+            Remedy::Repeat => tracing::warn!(stream = %keys.stream, %error, "cannot settle; trying again"),
+            remedy @ (Remedy::StopReading | Remedy::Operator) => {
+                // A server that takes no writes concerns every lane; whatever else an operator must mend, this one alone.
+                let gate = if remedy == Remedy::StopReading { gates.host } else { gates.own };
+                gate.close(Instant::now() + pause * 2 + Duration::from_secs(1));
+                closed = Some(gate);
+                tracing::error!(stream = %keys.stream, %error, "cannot settle; reading has stopped until it is taken");
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
