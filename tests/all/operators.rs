@@ -217,6 +217,21 @@ fn a_stream_that_begins_anew_with_smaller_ids_is_read_from_its_oldest_entry() {
     assert_eq!(Outputs::of(&redis).doubled(), 0);
 }
 
+#[test]
+fn a_group_that_has_settled_nothing_finds_a_stream_that_begins_anew_with_smaller_ids() {
+    let (redis, place) = (Redis::start(), Place::new());
+    redis.cli(&["XADD", "stream:in", "9999999999999-1", "payload", &emit(0)]);
+    let manifest = "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\nstart = \"new\"\n";
+    place.put("actor", &guest("test/actor.wasm"), manifest);
+    let host = place.host(&redis, 1);
+    wait_until("the group is there", || host.log().contains("created the group"));
+    redis.cli(&["DEL", "stream:in"]);
+    redis.cli(&["XADD", "stream:in", "5-1", "payload", &emit(1)]);
+    wait_until("it is handled", || Outputs::of(&redis).by_seq.contains_key(&1));
+    let outputs = Outputs::of(&redis);
+    assert_eq!((outputs.by_seq.len(), outputs.doubled()), (1, 0), "what was there before the group was read");
+}
+
 /// Messages that fail once and wait for a second try, long enough for somebody to do something to them.
 const PATIENT: &str = "retries = 3\n[backoff]\nbase = \"3s\"\nfactor = 1\n";
 
@@ -663,6 +678,50 @@ fn a_user_that_may_no_longer_add_to_streams_costs_nothing_when_it_may_again() {
 #[test]
 fn a_user_that_may_no_longer_acknowledge_costs_nothing_when_it_may_again() {
     without(&["-xack"], &["+xack"]);
+}
+
+/// The stream on which a lane's rescued and redriven entries come.
+const REDRIVE: &str = "cofferdam:redrive:group:actor";
+
+#[test]
+fn what_may_not_be_acknowledged_is_not_rescued_over_and_over() {
+    let (redis, place) = (Redis::start(), Place::new());
+    redis.cli(&["ACL", "SETUSER", "host", "on", ">secret", "+@all", "~*", "&*"]);
+    place.put_actor(PATIENT);
+    let host = host_as(&place, &redis, "host", 1);
+    park(&redis, 20);
+    redis.cli(&["ACL", "SETUSER", "host", "-xack"]);
+    redis.cli(&["XTRIM", "stream:in", "MAXLEN", "0"]);
+    wait_until("it is said", || is_alarmed(&host, &["denies access"]));
+    std::thread::sleep(Duration::from_secs(2));
+    let copies = redis.number(&["XLEN", REDRIVE]);
+    redis.cli(&["ACL", "SETUSER", "host", "+xack"]);
+    wait_until("what waited comes back from its copy", || Outputs::of(&redis).missing(0..20).is_empty());
+    wait_until("all is settled", || is_settled(&redis));
+    let (outputs, rescued) = (Outputs::of(&redis), ledger(&redis, "rescued"));
+    println!("without xack: {copies} rescued by then, {rescued} in the end, {} doubled", outputs.doubled());
+    assert_eq!((copies, rescued, outputs.doubled(), dead(&redis).len()), (0, 20, 0, 0));
+}
+
+#[test]
+fn a_dead_letter_that_may_not_be_deleted_is_not_redriven_over_and_over() {
+    let (redis, place) = (Redis::start(), Place::new());
+    redis.cli(&["ACL", "SETUSER", "operator", "on", ">secret", "+@all", "~*", "&*", "-xdel"]);
+    place.put_actor("retries = 0\n");
+    let host = place.host(&redis, 1);
+    publish(&redis, "stream:in", [String::from(r#"{"do":"trap","seq":0}"#)].into_iter());
+    wait_until("it is dead", || redis.number(&["XLEN", "stream:dead_letter"]) == 1);
+    // What comes would be dead once more.
+    assert!(host.stop() < Duration::from_secs(6));
+    let url = format!("{}?user=operator&pass=secret", redis.url());
+    for _ in 0..2 {
+        let output = cofferdam(&["dlq", "redrive", "--all", "--reason", "a test", "--yes", "--redis", &url]);
+        assert!(!output.status.success());
+        assert!(errors(&output).contains("may not XDEL stream:dead_letter"), "{}", errors(&output));
+    }
+    let left = (redis.number(&["XLEN", REDRIVE]), redis.number(&["XLEN", "stream:dead_letter"]));
+    println!("redriven twice without xdel: {} redriven, {} dead letters", left.0, left.1);
+    assert_eq!(left, (0, 1));
 }
 
 #[test]

@@ -12,9 +12,10 @@ use crate::link::{Link, Through};
 use crate::mutants::mutated;
 
 /// What several scripts share, by the line that stands for it in each.
-const SHARED_PARTS: [(&str, &str); 4] = [
+const SHARED_PARTS: [(&str, &str); 5] = [
     ("-- include clock.lua\n", include_str!("scripts/clock.lua")),
     ("-- include less.lua\n", include_str!("scripts/less.lua")),
+    ("-- include need.lua\n", include_str!("scripts/need.lua")),
     ("-- include owns.lua\n", include_str!("scripts/owns.lua")),
     ("-- include save.lua\n", include_str!("scripts/save.lua")),
 ];

@@ -4,8 +4,12 @@
 -- KEYS: 1 dead letters, 2 redrive stream, 3 ledger of the lane that gave up
 -- ARGV: dead letter id, group, number of fields and values, fields and values
 -- Returns the new entry's id, or '' when the dead letter is gone.
+-- include need.lua
 local letter = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 if not letter then return '' end
+need({
+  {'XADD', KEYS[2], '*', 'x', 'x'}, {'XDEL', KEYS[1], ARGV[1]}, {'EXISTS', KEYS[3]}, {'HINCRBY', KEYS[3], 'dead_bytes', 1},
+})
 local fields = {}
 for i = 4, 3 + tonumber(ARGV[3]) do fields[#fields + 1] = ARGV[i] end
 local id = redis.call('XADD', KEYS[2], '*', unpack(fields))

@@ -6,6 +6,7 @@
 -- ARGV: group, cursor into the park hash, count, now (ISO 8601), plugin
 -- Returns {next cursor, number given back, number that left only a tombstone}
 -- include less.lua
+-- include need.lua
 -- include save.lua
 local input, ledger, park, dead, redrive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group = ARGV[1]

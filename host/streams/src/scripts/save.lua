@@ -1,6 +1,11 @@
 -- What becomes of an entry that somebody took from its stream while it was pending: its parked copy goes the way of a redrive, or
--- a tombstone among the dead letters says that it is gone. Returns whether it was saved.
+-- a tombstone among the dead letters says that it is gone. Returns whether it was saved. Whoever calls it then forgets the copy,
+-- and acknowledges the entry when it is still pending.
 local function save(keys, group, id, record, now, plugin)
+  need({
+    {'XADD', keys.dead, '*', 'x', 'x'}, {'XADD', keys.redrive, '*', 'x', 'x'}, {'HINCRBY', keys.ledger, 'x', 1},
+    {'XACK', keys.input, group, '0-1'}, {'HDEL', keys.park, 'x'},
+  })
   local copy = redis.call('HGET', keys.park, id .. ':entry')
   local fields = copy and cmsgpack.unpack(copy)
   -- More fields than one command can carry are not saved: a tombstone is all that is left of them.

@@ -13,6 +13,7 @@
 -- Returns n numbers: 1 done, 0 the lease is lost, 2 an output key is not a stream, 4 the dead letters take nothing (nothing
 -- written for that message).
 -- include less.lua
+-- include need.lua
 -- include owns.lua
 local input, ledger, park, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, now = ARGV[1], ARGV[2], ARGV[7]
@@ -27,8 +28,6 @@ for _, hash in ipairs({ledger, park}) do
   local kind = redis.call('TYPE', hash).ok
   if kind ~= 'hash' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. hash .. ' is not a hash') end
 end
--- Rights can be taken away while hosts are at work, and a command that is denied half-way would leave outputs without their
--- ack, to be written once more with every further try.
 local needed = {
   {'XRANGE', input, '-', '+'}, {'XACK', input, group, '0-1'}, {'XDEL', input, '0-1'}, {'EXISTS', park}, {'HDEL', park, 'x'},
   {'HGET', ledger, 'x'}, {'HSET', ledger, 'x', 'x'}, {'HINCRBY', ledger, 'x', 1},
@@ -37,11 +36,7 @@ for k = 4, #KEYS do
   needed[#needed + 1] = {'XADD', KEYS[k], '*', 'x', 'x'}
   needed[#needed + 1] = {'XDEL', KEYS[k], '0-1'}
 end
-for _, command in ipairs(needed) do
-  if not redis.acl_check_cmd(unpack(command)) then
-    return redis.error_reply('NOPERM this user may not ' .. command[1] .. ' ' .. command[2])
-  end
-end
+need(needed)
 if unusable[4] then return redis.error_reply('BADDEAD ' .. dead .. ' is not a stream') end
 
 -- The fence: only the latest holder of an entry, by consumer and delivery counter, may settle it; where an order is kept, only

@@ -6,10 +6,12 @@
 -- KEYS: 1 input stream, 2 ledger, 3 park hash, 4 dead letters, 5 redrive stream of the group
 -- ARGV: group, consumer, from which consumer, idle ms, count, now (ISO 8601), plugin, epoch of the owner ('' when the lane
 --   keeps no order), n, then n times: id, token
--- With n = 0: up to `count` entries that have been idle for so long, which is the reserved consumer's longest delay. Otherwise: of these entries, those that are still held under
--- that token, however idle they look (a clock that was set back makes them look busy for hours).
+-- With n = 0: up to `count` entries that have been idle for so long, which is the reserved consumer's longest delay. Otherwise:
+-- of these entries, those that are still held under that token, however idle they look (a clock that was set back makes them
+-- look busy for hours).
 -- Returns {number of entries found, {id, new token, record or '', fields}...}
 -- include clock.lua
+-- include need.lua
 -- include owns.lua
 -- include save.lua
 local input, ledger, park, dead, redrive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
