@@ -226,3 +226,44 @@ fn a_plugin_whose_settles_are_refused_does_not_stop_its_neighbours() {
     redis.cli(&["DEL", ledger]);
     wait_until("the other has caught up", || redis.number(&["XLEN", "stream:out"]) == 200);
 }
+
+#[test]
+fn an_entry_too_large_to_be_told_of_whole_is_a_dead_letter_and_its_neighbours_go_on() {
+    let (redis, place) = (Redis::start(), Place::new());
+    // As with the usual 512 MiB, only sooner: escaped, this payload is six times as long.
+    redis.cli(&["CONFIG", "SET", "proto-max-bulk-len", "8mb"]);
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    wait_until("the group is there", || host.log().contains("created the group"));
+    let add = "return redis.call('XADD', KEYS[1], '*', 'payload', string.rep(string.char(1), 2000000))";
+    let id = redis.cli(&["EVAL", add, "1", "stream:in"]);
+    publish(&redis, "stream:in", (0..20).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    wait_until("its neighbours are handled", || redis.number(&["XLEN", "stream:out"]) == 20);
+    wait_until("it is a dead letter", || redis.number(&["XLEN", "stream:dead_letter"]) == 1);
+    wait_until("nothing is pending", || redis.cli(&["XPENDING", "stream:in", "group:actor"]).starts_with('0'));
+    let shown = cofferdam(&["dlq", "list", "--json", "--redis", &redis.url()]);
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(text.contains(&id) && text.contains("payload_truncated"), "{:.2000}", text);
+    let whole = "return #redis.call('XRANGE', KEYS[1], '-', '+')[1][2][26]";
+    assert!(host.log().lines().all(|line| !line.contains("cannot settle")), "{}", host.log());
+    assert_eq!(redis.number(&["EVAL", whole, "1", "stream:dead_letter"]), 2_000_000, "the copy is not whole");
+}
+
+#[test]
+fn large_entries_are_read_ahead_by_their_bytes() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let add = "for seq = 1, 600 do redis.call('XADD', KEYS[1], '*', 'payload', '{\"do\":\"emit\",\"n\":0,\"fill\":\"' .. string.rep('x', 1000000) .. '\"}') end";
+    redis.cli(&["EVAL", add, "1", "stream:in"]);
+    let mut most = 0;
+    let host = place.host(&redis, 1);
+    wait_until("all are handled", || {
+        let pending = redis.cli(&["XPENDING", "stream:in", "group:actor"]);
+        most = most.max(pending.lines().next().and_then(|count| count.parse().ok()).unwrap_or(0));
+        redis.number(&["HGET", "cofferdam:ledger:stream:in|group:actor", "filtered"]) == 600
+    });
+    println!("600 entries of 1 MB: at most {most} in hand");
+    // 64 MiB, and what one read brings before anything is known of their size.
+    assert!((2..=67).contains(&most), "{most} of them were in hand at once");
+    drop(host);
+}

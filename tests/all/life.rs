@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use cofferdam_model::ReasonCode;
 use cofferdam_streams::LaneKeys;
 use cofferdam_streams::dead_letters::StoredLetter;
-use cofferdam_tests::{Place, Redis, publish, wait_until};
+use cofferdam_tests::{Place, Redis, cofferdam, publish, wait_until};
 
 const QUICK_RETRIES: &str =
     "retries = 1\n[backoff]\nbase = \"50ms\"\n[limits]\ndeadline = \"200ms\"\nmemory = \"16MiB\"\n";
@@ -170,6 +170,59 @@ fn trimming_keeps_what_any_group_has_not_finished() {
     let left = redis.number(&["XLEN", "stream:in"]);
     assert!((1_500..=1_600).contains(&left), "{left} entries are left");
     assert!(redis.cli(&["XRANGE", "stream:in", ids[1_500], ids[1_500]]).contains("payload"));
+}
+
+#[test]
+fn trimming_keeps_what_a_group_that_was_set_back_has_yet_to_read() {
+    let redis = Redis::start();
+    publish(&redis, "stream:in", (0..1_000).map(|seq| format!(r#"{{"seq":{seq}}}"#)));
+    redis.cli(&["XGROUP", "CREATE", "stream:in", "group:replay", "0"]);
+    redis.cli(&["XREADGROUP", "GROUP", "group:replay", "c", "COUNT", "1000", "STREAMS", "stream:in", ">"]);
+    // All but the last.
+    let end = redis.cli(&["XINFO", "STREAM", "stream:in", "FULL", "COUNT", "1"]);
+    let last = end.lines().skip_while(|line| *line != "last-generated-id").nth(1).unwrap().to_owned();
+    let pending = redis.cli(&["XPENDING", "stream:in", "group:replay", "-", "+", "1000"]);
+    let ids: Vec<&str> = pending.lines().filter(|line| line.contains('-') && *line != last).collect();
+    assert_eq!(ids.len(), 999);
+    redis.cli(&[&["XACK", "stream:in", "group:replay"][..], &ids].concat());
+    redis.cli(&["XGROUP", "SETID", "stream:in", "group:replay", "0"]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let trimmed = runtime.block_on(async {
+        let retention = cofferdam_streams::Retention { entries: 100, ..Default::default() };
+        redis.store().await.trim("stream:in", &retention, 0).await.unwrap()
+    });
+    assert_eq!((trimmed.removed, trimmed.blocked_by.as_deref()), (0, Some("group:replay")));
+}
+
+#[test]
+fn a_plugin_that_was_removed_for_good_and_comes_back_begins_as_a_new_one() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let manifest = "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\nstart = \"new\"\n";
+    let put = || place.put("actor", &cofferdam_tests::guest("test/actor.wasm"), manifest);
+    let emit = |range: std::ops::Range<u64>| {
+        publish(&redis, "stream:in", range.map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    };
+    emit(0..1);
+    put();
+    let host = place.host(&redis, 1);
+    wait_until("the group is there", || host.log().contains("created the group"));
+    emit(1..6);
+    wait_until("it is handled", || redis.number(&["XLEN", "stream:out"]) == 5);
+    for file in ["actor.wasm", "actor.toml"] {
+        std::fs::remove_file(place.plugins().join(file)).unwrap();
+    }
+    wait_until("it is paused", || {
+        String::from_utf8_lossy(&cofferdam(&["status", "--redis", &redis.url()]).stdout).contains("paused")
+    });
+    redis.cli(&["XGROUP", "DESTROY", "stream:in", "group:actor"]);
+    redis.cli(&["DEL", "cofferdam:ledger:stream:in|group:actor", "cofferdam:redrive:group:actor"]);
+    redis.cli(&["DEL", "cofferdam:ledger:cofferdam:redrive:group:actor|group:actor"]);
+    put();
+    wait_until("it is back", || redis.cli(&["XINFO", "GROUPS", "stream:in"]).contains("group:actor"));
+    emit(6..8);
+    wait_until("what is new is handled", || redis.number(&["XLEN", "stream:out"]) >= 7);
+    wait_until("all is settled", || redis.number(&["XPENDING", "stream:in", "group:actor"]) == 0);
+    assert_eq!(redis.number(&["XLEN", "stream:out"]), 7, "what it had handled before was handled again");
 }
 
 #[test]

@@ -83,6 +83,7 @@ struct RawDelivery {
     lease: Option<Span>,
     grace: Option<Span>,
     in_flight: Option<usize>,
+    in_flight_bytes: Option<Bytes>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -260,6 +261,7 @@ impl Config {
             lease,
             grace: raw.delivery.grace.map_or(Duration::from_secs(10), |span| span.0),
             in_flight_max: raw.delivery.in_flight.unwrap_or(2_048).clamp(1, 50_000),
+            in_flight_bytes_max: raw.delivery.in_flight_bytes.map_or(64 << 20, |bytes| bytes.0),
         };
         let data_dir = match overrides.data.clone().or(raw.data.dir) {
             Some(dir) => dir,

@@ -177,12 +177,12 @@ impl Supervisor {
             let mut inner = self.locked();
             inner.notes.remove(&name);
             match inner.running.get_mut(&name) {
-                Some(running) if same_lanes(&running.version, &version) => {
+                // One that was taken away and comes back begins with new lanes: its groups may have been removed with it, and a lane
+                // that has read once takes a missing group for a loss.
+                Some(running) if !running.paused && same_lanes(&running.version, &version) => {
                     running.seat.swap(version.clone());
                     running.version = version.clone();
                     running.since_ms = clock::now_ms();
-                    running.paused = false;
-                    running.tell_mode();
                     None
                 }
                 Some(_) => inner.running.remove(&name),

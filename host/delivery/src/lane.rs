@@ -62,6 +62,9 @@ pub struct DeliveryConfig {
     pub grace: Duration,
     /// Deliveries that a lane holds at most.
     pub in_flight_max: usize,
+    /// Bytes of their entries and of what waits to be settled, above which nothing new is read. One entry is always read, however
+    /// large it is.
+    pub in_flight_bytes_max: u64,
 }
 
 /// Entries of one read.
@@ -119,6 +122,7 @@ pub struct LaneParts {
 /// What Redis knows that this consumer holds.
 struct Held {
     token: Token,
+    bytes: u64,
     renewed: Instant,
     /// For giving it back.
     attempts: Vec<Attempt>,
@@ -163,6 +167,8 @@ pub struct Lane {
     renewing: bool,
     settles: usize,
     in_flight: BTreeMap<EntryId, Held>,
+    /// Their bytes together.
+    in_flight_bytes: u64,
     /// Verdicts that wait for their settle.
     decided: Vec<Decided>,
     decided_bytes: usize,
@@ -218,6 +224,7 @@ impl Lane {
             renewing: false,
             settles: 0,
             in_flight: BTreeMap::new(),
+            in_flight_bytes: 0,
             decided: Vec::new(),
             decided_bytes: 0,
             first_decided: None,
@@ -379,14 +386,28 @@ impl Lane {
         let mut deliveries = Vec::with_capacity(taken.len());
         for one in taken {
             let id = one.entry.id;
-            let held = Held { token: one.token, renewed: now, attempts: one.attempts.clone(), releases: one.releases };
-            self.in_flight.insert(id, held);
+            let (bytes, attempts) = (one.entry.bytes(), one.attempts.clone());
+            self.pace.note_size(bytes);
+            self.hold(id, Held { token: one.token, bytes, renewed: now, attempts, releases: one.releases });
             match receive(one, &self.parts.reader, &terms) {
                 Received::Deliver(delivery) => deliveries.extend(self.admit(delivery)),
                 Received::Known(ran) => self.decide(ran, &terms),
             }
         }
         self.run_admitted(deliveries);
+    }
+
+    fn hold(&mut self, id: EntryId, held: Held) {
+        self.in_flight_bytes += held.bytes;
+        if let Some(before) = self.in_flight.insert(id, held) {
+            self.in_flight_bytes -= before.bytes;
+        }
+    }
+
+    fn let_out(&mut self, id: EntryId) -> Option<Held> {
+        let held = self.in_flight.remove(&id)?;
+        self.in_flight_bytes -= held.bytes;
+        Some(held)
     }
 
     fn submit(&mut self, deliveries: Vec<Delivery>) {

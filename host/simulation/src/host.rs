@@ -23,8 +23,12 @@ use crate::scenario::Scenario;
 use crate::world::{INPUT, Network, OUTPUTS, WRONG, World};
 
 /// How messages are moved in the simulation: as in production, only sooner.
-pub const DELIVERY: DeliveryConfig =
-    DeliveryConfig { lease: Duration::from_secs(2), grace: Duration::from_secs(1), in_flight_max: 64 };
+pub const DELIVERY: DeliveryConfig = DeliveryConfig {
+    lease: Duration::from_secs(2),
+    grace: Duration::from_secs(1),
+    in_flight_max: 64,
+    in_flight_bytes_max: 4 << 10,
+};
 /// Deaths of a process before a message is given up.
 pub const CRASHES: u32 = 2;
 /// How often a host trims.

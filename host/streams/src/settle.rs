@@ -438,6 +438,10 @@ fn attempt(cx: &SettleContext<'_>, decided: &Decided, code: ReasonCode, text: &s
     }
 }
 
+/// The payload in a dead letter's JSON view. Escaped it is up to six times as long, and Redis hangs up on an argument above its
+/// `proto-max-bulk-len` (512 MiB, 1 MiB at least). The copy of the entry beside the view is whole.
+const VIEW_PAYLOAD_BYTES_MAX: usize = 1 << 20;
+
 /// The namespace of the ids that we give to outputs.
 const OUTPUT_IDS: uuid::Uuid = uuid::Uuid::from_bytes(*b"cofferdam-output");
 
@@ -496,11 +500,13 @@ fn write_dead_letter(
     let reason = truncated(text, TEXT_BYTES_MAX);
     let number =
         |name: &str, default: u64| message.attribute(name).and_then(|text| text.parse().ok()).unwrap_or(default);
-    let payload = RawValue::from_string(message.payload.clone()).map_or_else(
-        |_| json!(message.payload),
-        |raw| serde_json::to_value(raw).unwrap_or_else(|_| json!(message.payload)),
-    );
-    let view = json!({
+    let shown = truncated(&message.payload, VIEW_PAYLOAD_BYTES_MAX);
+    let is_whole = shown.len() == message.payload.len();
+    let payload = match RawValue::from_string(shown.clone()) {
+        Ok(raw) if is_whole => serde_json::to_value(raw).unwrap_or_else(|_| json!(shown)),
+        Ok(_) | Err(_) => json!(shown),
+    };
+    let mut view = json!({
         "original_stream": &*message.stream,
         "original_message": {
             "message_id": message.message_id,
@@ -516,6 +522,11 @@ fn write_dead_letter(
         "reason": format!("{code}: {reason}"),
         "retry_count": attempts.len(),
     });
+    if !is_whole
+        && let Some(original) = view.pointer_mut("/original_message").and_then(serde_json::Value::as_object_mut)
+    {
+        original.insert(String::from("payload_truncated"), json!(true));
+    }
     let fields: [(&str, String); 12] = [
         ("payload", view.to_string()),
         ("original_stream", message.stream.to_string()),

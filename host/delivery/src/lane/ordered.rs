@@ -233,7 +233,7 @@ impl Lane {
         let mut holdings = Vec::with_capacity(dropped.len());
         for delivery in dropped {
             let id = delivery.entry;
-            holdings.extend(self.in_flight.remove(&id).map(|held| held.holding(id)));
+            holdings.extend(self.let_out(id).map(|held| held.holding(id)));
             self.parts.counters.settled(Settled::LeaseLost);
             if self.probe == Some(id) {
                 self.end_probe(None);

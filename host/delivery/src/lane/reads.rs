@@ -130,12 +130,15 @@ impl Lane {
 
     /// How many more deliveries may be held.
     pub(super) fn room(&self) -> usize {
-        let ahead = self.pace.ahead(self.parts.runner.threads(), self.parts.delivery).saturating_sub(self.at_work());
+        let delivery = self.parts.delivery;
+        let ahead = self.pace.ahead(self.parts.runner.threads(), delivery).saturating_sub(self.at_work());
+        let bytes = delivery.in_flight_bytes_max.saturating_sub(self.in_flight_bytes + self.decided_bytes as u64);
+        let ahead = ahead.min(self.pace.fitting(bytes).max(usize::from(self.in_flight.is_empty())));
         // What waits for its turn takes no thread, but its lease must be renewed, and a crash makes suspects of all.
         if self.order.is_none() {
             ahead
         } else {
-            ahead.min(self.parts.delivery.in_flight_max.saturating_sub(self.in_flight.len()))
+            ahead.min(delivery.in_flight_max.saturating_sub(self.in_flight.len()))
         }
     }
 

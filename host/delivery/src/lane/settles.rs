@@ -89,7 +89,7 @@ impl Lane {
         for (id, token, settled, delay) in batch.results {
             // Redis may have given it to us anew meanwhile, under another token.
             if self.in_flight.get(&id).is_some_and(|held| held.token == token)
-                && let Some(held) = self.in_flight.remove(&id)
+                && let Some(held) = self.let_out(id)
                 && settled == Settled::LeaseLost
             {
                 refused.push(held.holding(id));
@@ -133,7 +133,9 @@ impl Lane {
         self.renewing = false;
         let (plugin, stream) = (&self.parts.plugin, &self.parts.keys.stream);
         match renewed {
-            Ok(lost) => {
+            Ok(mut lost) => {
+                // What was settled meanwhile is not lost.
+                lost.retain(|id| self.in_flight.contains_key(id));
                 let now = Instant::now();
                 for id in held {
                     if let Some(held) = self.in_flight.get_mut(id) {

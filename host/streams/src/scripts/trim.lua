@@ -17,7 +17,11 @@ for _, g in ipairs(redis.call('XINFO', 'GROUPS', key)) do
   for i = 1, #g, 2 do f[g[i]] = g[i + 1] end
   if not ignored[f['name']] then
     local edge = f['last-delivered-id']
-    if f['pending'] > 0 then edge = redis.call('XPENDING', key, f['name'])[2] end
+    if f['pending'] > 0 then
+      -- A group that was set back has yet to read what stands before its oldest pending entry.
+      local oldest = redis.call('XPENDING', key, f['name'])[2]
+      if less(oldest, edge) then edge = oldest end
+    end
     if not safe or less(edge, safe) then safe = edge; blocker = f['name'] end
   end
 end
