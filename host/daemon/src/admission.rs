@@ -230,17 +230,15 @@ impl Admission {
         let more = asks.beyond(&known);
         if !more.is_empty() && !known.approved {
             let text = format!(
-                "version {} asks for more than {plugin} has been allowed:\n    {}\nlet it run: cofferdam approve {plugin} --digest {}",
+                "version {} asks for more than {plugin} has been allowed:\n    {}\nlet it run: cofferdam approve {plugin} --digest {digest}",
                 short(&digest),
                 more.join("\n    "),
-                short(&digest)
             );
             tracing::warn!(
                 plugin,
                 digest,
                 asks = more.join(", "),
-                "waits: cofferdam approve {plugin} --digest {}",
-                short(&digest)
+                "waits: cofferdam approve {plugin} --digest {digest}"
             );
             steps.waits(Step::Approval, &text);
             let note = Note {
@@ -255,9 +253,9 @@ impl Admission {
         steps.ok(
             Step::Approval,
             match (known.allowed.is_some(), more.is_empty()) {
-                (false, _) => "the first version, by the manifest that was put beside it",
+                (_, false) => "approved",
                 (true, true) => "it asks for no more than before",
-                (true, false) => "approved",
+                (false, true) => "the first version, by the manifest that was put beside it",
             },
         );
         if let Some(text) = asks.to_note(&known)
