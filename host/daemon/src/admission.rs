@@ -21,6 +21,7 @@ use crate::commands::deploy::short;
 use crate::compile::Compiler;
 use crate::config::Config;
 use crate::manifest::Manifest;
+use crate::signature::Signed;
 use crate::steps::{Refusal, Step, Steps, refuse};
 use crate::supervisor::{Note, Supervisor};
 use crate::version::{Version, admit};
@@ -134,12 +135,21 @@ impl Admission {
         task.await.map_err(|error| format!("the host failed on it: {error}"))
     }
 
-    /// A wasm without a manifest is compiled all the same, so that whoever writes one knows whether it is worth it; it is never run.
+    /// A wasm without a manifest is compiled all the same, so that whoever writes one knows whether it is worth it; it is never run. Where
+    /// signatures are required it needs one before.
     async fn without_manifest(&self, candidate: Candidate) -> Considered {
         let (compiler, name) = (self.compiler.clone(), candidate.file_name.clone());
         let digest = Digest::of(&candidate.wasm).to_string();
         let mut steps = Steps::default();
         steps.ok(Step::WholeFile, "read twice, the same");
+        match self.config.signers.check(&candidate.wasm, candidate.signature.as_deref()) {
+            Ok(signed @ Signed::By { .. }) => steps.ok(Step::Signature, signed),
+            Ok(signed) => steps.skipped(Step::Signature, signed),
+            Err(text) => {
+                self.refuse(&name, &digest, steps, refuse(Step::Signature, text));
+                return Considered::NoManifest;
+            }
+        }
         let compiled = tokio::task::spawn_blocking(move || compiler.artifact(&candidate.wasm).map(drop)).await;
         let compiled =
             compiled.unwrap_or_else(|error| Err(refuse(Step::Compile, format!("the host failed on it: {error}"))));
