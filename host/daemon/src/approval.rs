@@ -13,8 +13,36 @@ use cofferdam_sandbox::{Instances, Limits};
 use cofferdam_streams::Approvals;
 use serde::{Deserialize, Serialize};
 
+use crate::candidate::Candidate;
 use crate::manifest::{Manifest, StartRule};
 use crate::quantity::show_bytes;
+
+/// Whose word it is that the plugin of a file has its name. Where two files claim one name, the greater claim has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Claim {
+    /// Its maker's: a manifest inside a file that is called otherwise. What the plugin of that name was allowed, this file was not.
+    Stranger,
+    /// Its maker's: a manifest inside a file that is called so.
+    Maker,
+    /// The operator's: a manifest beside a file that is called otherwise.
+    Renamed,
+    /// The operator's: a file that is called so, with a manifest beside it.
+    #[default]
+    Operator,
+}
+
+impl Claim {
+    /// The claim of a candidate to the name that its manifest gives. `trusts_embedded` is whether a manifest inside a file counts as the
+    /// operator's word.
+    pub(crate) fn of(candidate: &Candidate, trusts_embedded: bool) -> Claim {
+        match (candidate.embedded && !trusts_embedded, candidate.plugin() == candidate.file_name) {
+            (true, false) => Claim::Stranger,
+            (true, true) => Claim::Maker,
+            (false, false) => Claim::Renamed,
+            (false, true) => Claim::Operator,
+        }
+    }
+}
 
 /// Where a stream is begun when the manifest does not say.
 const DEFAULT_START: &str = "default";
@@ -55,18 +83,18 @@ pub(crate) struct Known {
     pub(crate) approved: bool,
     /// Circles that have been allowed.
     cycles: BTreeSet<String>,
-    /// Whether a first version needs to be approved.
-    strict: bool,
+    /// Whose word the manifest is.
+    claim: Claim,
 }
 
 impl Known {
-    /// What stands in Redis. `strict` is whether a first version needs to be approved.
-    pub(crate) fn read(found: &Approvals, strict: bool) -> Known {
+    /// What stands in Redis, for a version whose manifest is whose word.
+    pub(crate) fn read(found: &Approvals, claim: Claim) -> Known {
         Known {
             allowed: found.allowed.as_deref().and_then(|text| serde_json::from_str(text).ok()),
             approved: found.approved,
             cycles: found.cycles.iter().cloned().collect(),
-            strict,
+            claim,
         }
     }
 }
@@ -89,19 +117,20 @@ impl Asks {
 
     /// What this asks for beyond what is known to be allowed, a line each; empty when nothing.
     pub(crate) fn beyond(&self, known: &Known) -> Vec<String> {
-        let mut lines = match &known.allowed {
-            Some(allowed) => self.more_than(allowed),
-            None if known.strict => self.all(),
-            None => Vec::new(),
+        let mut lines = match (known.claim, &known.allowed) {
+            (Claim::Stranger, _) => self.all("+ its name: the manifest stands inside a file that is called otherwise"),
+            (_, Some(allowed)) => self.more_than(allowed),
+            (Claim::Maker, None) => self.all("+ a new plugin whose manifest stands inside it"),
+            (Claim::Renamed | Claim::Operator, None) => Vec::new(),
         };
         let cycles = self.cycles.iter().filter(|cycle| !known.cycles.contains(*cycle));
         lines.extend(cycles.map(|cycle| format!("+ closes a circle: {cycle}")));
         lines
     }
 
-    /// Everything that a new plugin asks for.
-    fn all(&self) -> Vec<String> {
-        let mut lines = vec![String::from("+ a new plugin whose manifest stands inside it")];
+    /// Everything that a new plugin asks for, under a line that says why all of it is asked.
+    fn all(&self, why: &str) -> Vec<String> {
+        let mut lines = vec![why.to_owned()];
         lines.extend(self.read.iter().map(|stream| format!("+ reads {stream}")));
         lines.extend(self.emit.iter().map(|stream| format!("+ emits to {stream}")));
         if self.reuse {
@@ -324,7 +353,7 @@ mod tests {
     fn a_first_version_is_its_operators_word_unless_its_manifest_came_inside_it() {
         let first = asks("subscribe = [\"a\"]\nemit = [\"b\"]");
         assert!(first.beyond(&Known::default()).is_empty());
-        let shown = first.beyond(&Known { strict: true, ..Known::default() }).join("\n");
+        let shown = first.beyond(&Known { claim: Claim::Maker, ..Known::default() }).join("\n");
         for part in [
             "stands inside it",
             "reads a",
@@ -341,6 +370,37 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
+    }
+
+    #[test]
+    fn a_manifest_inside_a_file_of_another_name_asks_for_everything_whatever_that_name_was_allowed() {
+        let known = |claim| {
+            let allowed = Some(asks("subscribe = [\"a\"]\nemit = [\"b\"]"));
+            Known { allowed, claim, ..Known::default() }
+        };
+        let again = asks("subscribe = [\"a\"]\nemit = [\"b\"]");
+        for claim in [Claim::Maker, Claim::Renamed, Claim::Operator] {
+            assert!(again.beyond(&known(claim)).is_empty(), "{claim:?}");
+        }
+        let shown = again.beyond(&known(Claim::Stranger)).join("\n");
+        assert!(
+            shown.contains("its name") && shown.contains("reads a") && shown.contains("group = group:p"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn the_operators_word_has_a_name_before_the_makers_and_the_file_that_is_called_so_before_another() {
+        let claim = |file: &str, embedded, trusts| {
+            let manifest = String::from("name = \"p\"\nsubscribe = [\"a\"]");
+            let file_name = file.to_owned();
+            Claim::of(&Candidate { file_name, manifest, embedded, ..Candidate::default() }, trusts)
+        };
+        let order =
+            [claim("q", true, false), claim("p", true, false), claim("q", false, false), claim("p", false, false)];
+        assert_eq!(order, [Claim::Stranger, Claim::Maker, Claim::Renamed, Claim::Operator]);
+        assert!(order.is_sorted());
+        assert_eq!(claim("q", true, true), Claim::Renamed);
     }
 
     #[test]
@@ -376,7 +436,7 @@ mod tests {
         let before = r#"{"read":["a"],"emit":["b"],"reuse":false,"threads":null,"memory_bytes":67108864,"deadline":{"secs":1,"nanos":0}}"#;
         let read = |text: &str| {
             let found = Approvals { allowed: Some(text.to_owned()), ..Approvals::default() };
-            let known = Known::read(&found, false);
+            let known = Known::read(&found, Claim::Operator);
             assert!(known.allowed.is_some(), "{text}");
             known
         };
