@@ -1,7 +1,9 @@
 use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
 
 use cofferdam_tests::guests::with_section;
-use cofferdam_tests::{Place, Redis, approve, guest, publish, wait_until};
+use cofferdam_tests::{Host, Place, Redis, approve, cofferdam, errors, guest, publish, wait_until};
 use serde_json::Value;
 
 const OPEN: &str = "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\nstart = \"oldest\"\n";
@@ -51,6 +53,12 @@ fn answered_by(redis: &Redis, version: &str) {
     wait_until("it is answered", || redis.number(&["XLEN", "stream:out"]) == before + 1);
     let answer = redis.cli(&["XREVRANGE", "stream:out", "+", "-", "COUNT", "1"]);
     assert!(answer.contains(&format!(r#""version":"{version}""#)), "{answer}");
+}
+
+/// A verb of the program, on the data of a host.
+fn say(host: &Host, redis: &Redis, arguments: &[&str]) -> Output {
+    let (data, url) = (host.data.to_string_lossy().into_owned(), redis.url());
+    cofferdam(&[arguments, &["--data", &data, "--redis", &url]].concat())
 }
 
 #[test]
@@ -169,4 +177,41 @@ fn what_was_said_under_a_files_name_is_not_said_any_more_once_its_manifest_gives
     fs::write(place.plugins().join("lonely.toml"), format!("name = \"named\"\n{OPEN}")).expect("it can be written");
     wait_until("it runs under its name alone", || runs(&redis, "named") && report(&redis, "lonely").is_none());
     wait_until("nor does a file say so", || !place.plugins().join("lonely.status.txt").exists());
+}
+
+#[test]
+fn a_deployment_replaces_no_other_plugin() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put("classify", &guest("test/actor.wasm"), &real());
+    place.put("foo", &guest("test/actor.wasm"), "name = \"bar\"\nsubscribe = [\"stream:other\"]\n");
+    let host = place.host(&redis, 1);
+    wait_until("both run", || runs(&redis, "classify") && runs(&redis, "bar"));
+    let desk = place.directory.path().join("desk");
+    fs::create_dir(&desk).expect("it is new");
+    let deploy = |file: &str, more: &[&str]| {
+        let path: PathBuf = desk.join(file);
+        say(&host, &redis, &[&["deploy", path.to_str().expect("it is UTF-8")], more].concat())
+    };
+
+    // A file that says of itself that it is another plugin.
+    fs::write(desk.join("helper.wasm"), calls_itself("classify", "stolen")).expect("it can be written");
+    let said = errors(&deploy("helper.wasm", &[]));
+    assert!(said.contains("--as classify"), "{said}");
+    let said = errors(&deploy("helper.wasm", &["--as", "other"]));
+    assert!(said.contains("gives it the name \"classify\""), "{said}");
+    assert!(place.plugins().join("classify.wasm").is_file() && !place.plugins().join("classify").exists());
+
+    // A name under which another plugin's files stand.
+    fs::write(desk.join("foo.wasm"), guest("test/actor.wasm")).expect("it can be written");
+    fs::write(desk.join("foo.toml"), OPEN).expect("it can be written");
+    let said = errors(&deploy("foo.wasm", &[]));
+    assert!(said.contains("foo.wasm is the plugin \"bar\""), "{said}");
+    assert!(place.plugins().join("foo.wasm").is_file() && place.plugins().join("foo.toml").is_file());
+    assert!(runs(&redis, "bar"));
+    answered_by(&redis, "real");
+
+    // Whoever says so means it.
+    let done = deploy("helper.wasm", &["--as", "classify"]);
+    assert!(done.status.success(), "{}", errors(&done));
+    answered_by(&redis, "stolen");
 }
