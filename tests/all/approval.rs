@@ -47,10 +47,15 @@ fn what_asks_for_more_waits_while_the_old_version_runs_and_goes_live_once_it_is_
     });
     answers_as("two");
     assert!(!redis.cli(&["XRANGE", "stream:out", "-", "+"]).contains(r#""version":"three""#), "it ran unapproved");
-    refused(&hosts[0], &redis, &["--digest", "ffffffffffff"]);
+    // What is approved is one version, and not all whose digest begins alike.
+    let (log, before) = (hosts[0].log(), "waits: cofferdam approve actor --digest ");
+    let digest = log.split(before).nth(1).and_then(|rest| rest.get(..64)).expect("the log has the whole line");
+    assert!(refused(&hosts[0], &redis, &["--digest", &digest[..31]]).contains("32 are the fewest"));
+    assert!(refused(&hosts[0], &redis, &["--digest", &"f".repeat(64)]).contains("no version of actor that begins"));
     let done = approve(&hosts[0], &redis, "actor", "as agreed");
     let shown = String::from_utf8_lossy(&done.stdout).into_owned();
-    assert!(shown.contains("+ instances = \"reuse\"") && shown.contains("approved: actor"), "{shown}");
+    let (asks, approved) = shown.split_once("approved: actor").expect("it says what it did");
+    assert!(asks.contains("+ instances = \"reuse\"") && approved.contains(digest), "{shown}");
     answers_as("three");
     let log = redis.cli(&["XRANGE", "stream:operator_log", "-", "+"]);
     assert!(log.contains("approve") && log.contains("as agreed"), "{log}");

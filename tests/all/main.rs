@@ -30,6 +30,8 @@ mod inspecting;
 mod life;
 /// Bugs on purpose, each with the damage that it does: what the other tests would have to see.
 mod mutants;
+/// Which file has a plugin's name, and which plugin a group.
+mod names;
 /// Connections cut, silent, slow and reset, replies lost, Redis killed: nothing lost, doubled or charged.
 mod network;
 /// Every error that a Redis can answer with when it cannot serve.

@@ -42,3 +42,19 @@ fn where_signatures_are_required_only_what_a_trusted_key_has_signed_runs() {
     wait_until("the change is noticed", || status(&place).contains("REFUSED  signature   its signature does not fit"));
     assert!(status(&place).starts_with("answer: running"), "{}", status(&place));
 }
+
+#[test]
+fn where_signatures_are_required_nothing_unsigned_reaches_the_compiler() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let keys = format!("[{:?}]", root().join("tests/data/signed/trusted.pub"));
+    let policy = [("COFFERDAM__POLICY__REQUIRE_SIGNATURE", "true"), ("COFFERDAM__POLICY__SIGNING_KEYS", keys.as_str())];
+    fs::write(place.plugins().join("answer.wasm"), kept("answer.wasm")).expect("the folder can be written");
+    let data = place.directory.path().join("data");
+    let _host = Host::start(&program(), &redis.url(), &data, &place.plugins(), &policy);
+    // It has no manifest either, and without one a file would be compiled and wait for it.
+    wait_until("something is said of it", || status(&place).contains("answer: "));
+    assert!(status(&place).contains("signature: nobody has signed it"), "{}", status(&place));
+    let code = fs::read_dir(data.join("compiled")).into_iter().flatten().flatten();
+    let code = code.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "code"));
+    assert_eq!(code.count(), 0, "it was compiled");
+}

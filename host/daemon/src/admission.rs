@@ -10,37 +10,48 @@
 //!                              kept for rollback, then live
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cofferdam_sandbox::Digest;
 
-use crate::approval::{Asks, Known};
+use crate::approval::{Asks, Claim, Known};
 use crate::candidate::Candidate;
 use crate::clock;
 use crate::commands::deploy::short;
 use crate::compile::Compiler;
 use crate::config::Config;
 use crate::manifest::Manifest;
+use crate::signature::Signed;
 use crate::steps::{Refusal, Step, Steps, refuse};
 use crate::supervisor::{Note, Supervisor};
 use crate::version::{Version, admit};
 use crate::versions::Versions;
 
-/// What came of a candidate. Whoever looks at the plugin has been told by then.
+/// What came of a candidate. Whoever looks at the plugin has been told by then; `told` is the name under which.
 #[derive(Debug)]
 pub(crate) enum Considered {
-    /// It runs, under this name.
-    Live { plugin: String },
+    /// It runs, under this name, which it has by this claim.
+    Live { plugin: String, claim: Claim },
     /// It is not run, and will not be while its files and what holds it stay the same.
-    NotRun { plugin: String },
+    NotRun { told: String },
     /// It runs as soon as somebody approves this digest.
     Awaits { plugin: String, digest: String },
     /// What it depends on cannot be known now: it is to be looked at again.
     Undecided { plugin: String },
     /// Another one has its name or its group: it has neither until that one is gone.
-    Displaced,
+    Displaced { told: String },
     /// It has no manifest, and no name of its own.
     NoManifest,
+}
+
+/// What a candidate finds in the folder.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Neighbours {
+    /// The plugins that other files run, each with its file and that file's claim to the name.
+    pub(crate) holders: BTreeMap<String, (String, Claim)>,
+    /// The plugin that the candidate's own file runs.
+    pub(crate) former: Option<String>,
 }
 
 /// Decides what may run on this host.
@@ -71,46 +82,50 @@ impl Admission {
         Admission { config, compiler, supervisor, versions }
     }
 
-    /// Takes a candidate as far as it goes. `holder` says which other file has a plugin's name.
-    pub(crate) async fn consider(
-        &self,
-        mut candidate: Candidate,
-        holder: impl Fn(&str) -> Option<String>,
-    ) -> Considered {
+    /// Takes a candidate as far as it goes.
+    pub(crate) async fn consider(&self, mut candidate: Candidate, neighbours: &Neighbours) -> Considered {
         if candidate.manifest.is_empty() {
             return self.without_manifest(candidate).await;
         }
         let plugin = candidate.plugin();
-        if let Some(text) = self.displaced(&plugin, &candidate, holder) {
-            self.refuse(&plugin, &candidate.digest(), Steps::default(), refuse(Step::Neighbours, text));
-            return Considered::Displaced;
+        let claim = Claim::of(&candidate, self.config.trusts_embedded);
+        // A stranger is told of under its own name: what is said of the plugin that it names must not be covered by it.
+        let told = if claim == Claim::Stranger { candidate.file_name.clone() } else { plugin.clone() };
+        if let Some(text) = self.taken(&plugin, claim, neighbours) {
+            let told = candidate.file_name.clone();
+            self.refuse(&told, &candidate.digest(), Steps::default(), refuse(Step::Neighbours, text));
+            return Considered::Displaced { told };
         }
         let held = match self.held(&plugin, &mut candidate).await {
             Held::No => None,
             Held::Instead { found, text } => Some((found, text)),
             Held::Already { found, text } => {
-                self.supervisor.note(&plugin, Note::about(found, text));
-                return Considered::NotRun { plugin };
+                self.supervisor.note(&told, Note::about(found, text));
+                return Considered::NotRun { told };
             }
         };
+        if let Some(text) = self.crowded(&candidate, neighbours) {
+            self.refuse(&told, &candidate.digest(), Steps::default(), refuse(Step::Neighbours, text));
+            return Considered::Displaced { told };
+        }
         let (admitted, candidate, mut steps) = match self.admit(candidate).await {
             Ok(done) => done,
             Err(text) => {
                 let refusal = refuse(Step::Compile, text);
-                self.refuse(&plugin, "", Steps::default(), refusal);
-                return Considered::NotRun { plugin };
+                self.refuse(&told, "", Steps::default(), refusal);
+                return Considered::NotRun { told };
             }
         };
         let mut version = match admitted {
             Ok(version) => version,
             Err(refusal) => {
-                self.refuse(&plugin, &candidate.digest(), steps, refusal);
-                return Considered::NotRun { plugin };
+                self.refuse(&told, &candidate.digest(), steps, refusal);
+                return Considered::NotRun { told };
             }
         };
         if held.is_some() {
             steps.skipped(Step::Approval, "it has run before, and the plugin is held to it");
-        } else if let Some(otherwise) = self.unapproved(&version, &candidate, &mut steps).await {
+        } else if let Some(otherwise) = self.unapproved(&version, claim, &mut steps).await {
             return otherwise;
         }
         version.steps = steps.reports().to_vec();
@@ -120,7 +135,7 @@ impl Admission {
         if let Some((found, text)) = held {
             self.supervisor.note(&plugin, Note::about(found, text));
         }
-        Considered::Live { plugin }
+        Considered::Live { plugin, claim }
     }
 
     /// The steps that take long, on a thread that may block.
@@ -134,12 +149,21 @@ impl Admission {
         task.await.map_err(|error| format!("the host failed on it: {error}"))
     }
 
-    /// A wasm without a manifest is compiled all the same, so that whoever writes one knows whether it is worth it; it is never run.
+    /// A wasm without a manifest is compiled all the same, so that whoever writes one knows whether it is worth it; it is never run. Where
+    /// signatures are required it needs one before.
     async fn without_manifest(&self, candidate: Candidate) -> Considered {
         let (compiler, name) = (self.compiler.clone(), candidate.file_name.clone());
         let digest = Digest::of(&candidate.wasm).to_string();
         let mut steps = Steps::default();
         steps.ok(Step::WholeFile, "read twice, the same");
+        match self.config.signers.check(&candidate.wasm, candidate.signature.as_deref()) {
+            Ok(signed @ Signed::By { .. }) => steps.ok(Step::Signature, signed),
+            Ok(signed) => steps.skipped(Step::Signature, signed),
+            Err(text) => {
+                self.refuse(&name, &digest, steps, refuse(Step::Signature, text));
+                return Considered::NoManifest;
+            }
+        }
         let compiled = tokio::task::spawn_blocking(move || compiler.artifact(&candidate.wasm).map(drop)).await;
         let compiled =
             compiled.unwrap_or_else(|error| Err(refuse(Step::Compile, format!("the host failed on it: {error}"))));
@@ -160,20 +184,16 @@ impl Admission {
         Considered::NoManifest
     }
 
-    /// Why a candidate cannot have its name or its group.
-    fn displaced(
-        &self,
-        plugin: &str,
-        candidate: &Candidate,
-        holder: impl Fn(&str) -> Option<String>,
-    ) -> Option<String> {
-        if let Some(other) = holder(plugin) {
-            return Some(format!(
-                "its manifest says name = {plugin:?}, and so does that of {other}; give one another name"
-            ));
-        }
+    /// Why a candidate cannot have its name: another file runs the plugin of that name, and its claim is as good.
+    fn taken(&self, plugin: &str, claim: Claim, neighbours: &Neighbours) -> Option<String> {
+        let (other, _) = neighbours.holders.get(plugin).filter(|(_, theirs)| *theirs >= claim)?;
+        Some(format!("its manifest says name = {plugin:?}, and so does that of {other}; give one another name"))
+    }
+
+    /// Why a candidate cannot have its group.
+    fn crowded(&self, candidate: &Candidate, neighbours: &Neighbours) -> Option<String> {
         let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name).ok()?;
-        self.supervisor.conflict(&manifest)
+        self.supervisor.conflict(&manifest, neighbours.former.as_deref())
     }
 
     /// Notes a refusal; the version that runs goes on.
@@ -216,11 +236,11 @@ impl Admission {
     }
 
     /// What comes of a version that may not run yet; `None` when it may, which is then noted.
-    async fn unapproved(&self, version: &Version, candidate: &Candidate, steps: &mut Steps) -> Option<Considered> {
+    async fn unapproved(&self, version: &Version, claim: Claim, steps: &mut Steps) -> Option<Considered> {
         let (plugin, digest) = (version.manifest.name.clone(), version.terms.stamp.digest.clone());
         let asks = Asks::of(&version.manifest, self.supervisor.cycles(&version.manifest));
         let known = match self.versions.store().approvals(&plugin, &digest, &asks.cycles).await {
-            Ok(found) => Known::read(&found, candidate.embedded && !self.config.trusts_embedded),
+            Ok(found) => Known::read(&found, claim),
             Err(error) => {
                 // A version that waits loses nothing, and the next look asks again.
                 tracing::warn!(plugin, %error, "cannot ask what this plugin has been allowed; tried again");
@@ -230,17 +250,15 @@ impl Admission {
         let more = asks.beyond(&known);
         if !more.is_empty() && !known.approved {
             let text = format!(
-                "version {} asks for more than {plugin} has been allowed:\n    {}\nlet it run: cofferdam approve {plugin} --digest {}",
+                "version {} asks for more than {plugin} has been allowed:\n    {}\nlet it run: cofferdam approve {plugin} --digest {digest}",
                 short(&digest),
                 more.join("\n    "),
-                short(&digest)
             );
             tracing::warn!(
                 plugin,
                 digest,
                 asks = more.join(", "),
-                "waits: cofferdam approve {plugin} --digest {}",
-                short(&digest)
+                "waits: cofferdam approve {plugin} --digest {digest}"
             );
             steps.waits(Step::Approval, &text);
             let note = Note {
@@ -255,9 +273,9 @@ impl Admission {
         steps.ok(
             Step::Approval,
             match (known.allowed.is_some(), more.is_empty()) {
-                (false, _) => "the first version, by the manifest that was put beside it",
+                (_, false) => "approved",
                 (true, true) => "it asks for no more than before",
-                (true, false) => "approved",
+                (false, true) => "the first version, by the manifest that was put beside it",
             },
         );
         if let Some(text) = asks.to_note(&known)

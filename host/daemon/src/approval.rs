@@ -1,20 +1,55 @@
 //! Whether a version asks for more than its plugin has been allowed so far. Pure: who approved what stands in Redis.
 //!
 //! The first version of a plugin is approved by the manifest that the operator put beside it; one whose manifest came inside the wasm
-//! is nobody's word but its maker's, and waits. From then on a version that asks for a stream, a mode, memory, time or threads beyond
-//! what was allowed waits, and the difference is shown. A circle of plugins, each reading what the one before emits, waits for every
-//! plugin that closes it, whatever its manifest says.
+//! is nobody's word but its maker's, and waits. From then on a version that asks for a stream, a mode, threads or a limit beyond what
+//! was allowed waits, and so does one with another group, other retries or another start; the difference is shown. A circle of plugins,
+//! each reading what the one before emits, waits for every plugin that closes it, whatever its manifest says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cofferdam_model::route::HOPS_MAX;
-use cofferdam_sandbox::Instances;
+use cofferdam_sandbox::{Instances, Limits};
 use cofferdam_streams::Approvals;
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::Manifest;
+use crate::candidate::Candidate;
+use crate::manifest::{Manifest, StartRule};
 use crate::quantity::show_bytes;
+
+/// Whose word it is that the plugin of a file has its name. Where two files claim one name, the greater claim has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Claim {
+    /// Its maker's: a manifest inside a file that is called otherwise. What the plugin of that name was allowed, this file was not.
+    Stranger,
+    /// Its maker's: a manifest inside a file that is called so.
+    Maker,
+    /// The operator's: a manifest beside a file that is called otherwise.
+    Renamed,
+    /// The operator's: a file that is called so, with a manifest beside it.
+    #[default]
+    Operator,
+}
+
+impl Claim {
+    /// The claim of a candidate to the name that its manifest gives. `trusts_embedded` is whether a manifest inside a file counts as the
+    /// operator's word.
+    pub(crate) fn of(candidate: &Candidate, trusts_embedded: bool) -> Claim {
+        match (candidate.embedded && !trusts_embedded, candidate.plugin() == candidate.file_name) {
+            (true, false) => Claim::Stranger,
+            (true, true) => Claim::Maker,
+            (false, false) => Claim::Renamed,
+            (false, true) => Claim::Operator,
+        }
+    }
+}
+
+/// Where a stream is begun when the manifest does not say.
+const DEFAULT_START: &str = "default";
+/// A limit that a manifest leaves to the operator alone.
+const NO_BOUND: u64 = u64::MAX;
+/// Of the limits by key, those that are bytes.
+const IN_BYTES: [&str; 5] = ["output", "message", "log", "random", "output-per-second"];
 
 /// What a version asks for, or a plugin has been allowed: of each the most so far.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +61,14 @@ pub(crate) struct Asks {
     threads: Option<usize>,
     memory_bytes: u64,
     deadline: Duration,
+    /// The other limits, by their key in a manifest. Allowances that were noted before these were asked for have none: one that is
+    /// missing is allowed as it comes first.
+    #[serde(default)]
+    limits: BTreeMap<String, u64>,
+    /// What has no more and no less, by its key: the group, the retries, where each stream is begun. Every value that has been
+    /// allowed; one that is missing is as with the limits.
+    #[serde(default)]
+    chosen: BTreeMap<String, BTreeSet<String>>,
     /// The circles that it closes with the plugins that run. Allowed for all plugins of a circle at once, so not kept with each.
     #[serde(skip)]
     pub(crate) cycles: Vec<String>,
@@ -40,18 +83,18 @@ pub(crate) struct Known {
     pub(crate) approved: bool,
     /// Circles that have been allowed.
     cycles: BTreeSet<String>,
-    /// Whether a first version needs to be approved.
-    strict: bool,
+    /// Whose word the manifest is.
+    claim: Claim,
 }
 
 impl Known {
-    /// What stands in Redis. `strict` is whether a first version needs to be approved.
-    pub(crate) fn read(found: &Approvals, strict: bool) -> Known {
+    /// What stands in Redis, for a version whose manifest is whose word.
+    pub(crate) fn read(found: &Approvals, claim: Claim) -> Known {
         Known {
             allowed: found.allowed.as_deref().and_then(|text| serde_json::from_str(text).ok()),
             approved: found.approved,
             cycles: found.cycles.iter().cloned().collect(),
-            strict,
+            claim,
         }
     }
 }
@@ -66,32 +109,40 @@ impl Asks {
             threads: manifest.concurrency,
             memory_bytes: manifest.limits.memory_bytes,
             deadline: manifest.limits.deadline,
+            limits: further_limits(&manifest.limits),
+            chosen: chosen(manifest),
             cycles,
         }
     }
 
     /// What this asks for beyond what is known to be allowed, a line each; empty when nothing.
     pub(crate) fn beyond(&self, known: &Known) -> Vec<String> {
-        let mut lines = match &known.allowed {
-            Some(allowed) => self.more_than(allowed),
-            None if known.strict => self.all(),
-            None => Vec::new(),
+        let mut lines = match (known.claim, &known.allowed) {
+            (Claim::Stranger, _) => self.all("+ its name: the manifest stands inside a file that is called otherwise"),
+            (_, Some(allowed)) => self.more_than(allowed),
+            (Claim::Maker, None) => self.all("+ a new plugin whose manifest stands inside it"),
+            (Claim::Renamed | Claim::Operator, None) => Vec::new(),
         };
         let cycles = self.cycles.iter().filter(|cycle| !known.cycles.contains(*cycle));
         lines.extend(cycles.map(|cycle| format!("+ closes a circle: {cycle}")));
         lines
     }
 
-    /// Everything that a new plugin asks for.
-    fn all(&self) -> Vec<String> {
-        let mut lines = vec![String::from("+ a new plugin whose manifest stands inside it")];
+    /// Everything that a new plugin asks for, under a line that says why all of it is asked.
+    fn all(&self, why: &str) -> Vec<String> {
+        let mut lines = vec![why.to_owned()];
         lines.extend(self.read.iter().map(|stream| format!("+ reads {stream}")));
         lines.extend(self.emit.iter().map(|stream| format!("+ emits to {stream}")));
         if self.reuse {
             lines.push(String::from("+ instances = \"reuse\": one message's instance handles the next"));
         }
+        lines.extend(
+            self.chosen.iter().flat_map(|(key, values)| values.iter().map(move |now| format!("+ {key} = {now}"))),
+        );
+        lines.push(format!("+ concurrency {}", show_threads(self.threads)));
         lines.push(format!("+ memory {}", show_bytes(self.memory_bytes)));
         lines.push(format!("+ deadline {}", humantime::format_duration(self.deadline)));
+        lines.extend(self.limits.iter().map(|(key, now)| format!("+ {key} {}", show_limit(key, *now))));
         lines
     }
 
@@ -116,8 +167,7 @@ impl Asks {
             ));
         }
         if let Some(before) = allowed.threads.filter(|&before| self.threads.is_none_or(|threads| threads > before)) {
-            let now = self.threads.map_or_else(|| String::from("auto"), |threads| threads.to_string());
-            lines.push(format!("+ concurrency {now} (before: {before})"));
+            lines.push(format!("+ concurrency {} (before: {before})", show_threads(self.threads)));
         }
         if self.memory_bytes > allowed.memory_bytes {
             let (now, before) = (show_bytes(self.memory_bytes), show_bytes(allowed.memory_bytes));
@@ -127,11 +177,35 @@ impl Asks {
             let [now, before] = [self.deadline, allowed.deadline].map(humantime::format_duration);
             lines.push(format!("+ deadline {now} (before: {before})"));
         }
+        for (key, now) in &self.limits {
+            if let Some(before) = allowed.limits.get(key).filter(|before| now > before) {
+                lines.push(format!("+ {key} {} (before: {})", show_limit(key, *now), show_limit(key, *before)));
+            }
+        }
+        for (key, values) in &self.chosen {
+            // A stream that is new is asked for above, and where it is begun with it.
+            let new_stream = self.read.iter().any(|stream| *key == start_key(stream) && !allowed.read.contains(stream));
+            let Some(before) = allowed.chosen.get(key) else {
+                let begun = values.iter().filter(|now| new_stream && *now != DEFAULT_START);
+                lines.extend(begun.map(|now| format!("+ {key} = {now}")));
+                continue;
+            };
+            let all_before = before.iter().cloned().collect::<Vec<_>>().join(", ");
+            lines.extend(values.difference(before).map(|now| format!("+ {key} = {now} (before: {all_before})")));
+        }
         lines
     }
 
     /// Both together: what is allowed once this is.
     fn with(&self, allowed: &Asks) -> Asks {
+        let (mut limits, mut chosen) = (allowed.limits.clone(), allowed.chosen.clone());
+        for (key, now) in &self.limits {
+            let most = limits.entry(key.clone()).or_insert(*now);
+            *most = (*most).max(*now);
+        }
+        for (key, values) in &self.chosen {
+            chosen.entry(key.clone()).or_default().extend(values.iter().cloned());
+        }
         Asks {
             read: self.read.union(&allowed.read).cloned().collect(),
             emit: self.emit.union(&allowed.emit).cloned().collect(),
@@ -139,8 +213,64 @@ impl Asks {
             threads: self.threads.zip(allowed.threads).map(|(one, other)| one.max(other)),
             memory_bytes: self.memory_bytes.max(allowed.memory_bytes),
             deadline: self.deadline.max(allowed.deadline),
+            limits,
+            chosen,
             cycles: Vec::new(),
         }
+    }
+}
+
+/// The limits beside memory and deadline, by their key in a manifest.
+fn further_limits(limits: &Limits) -> BTreeMap<String, u64> {
+    let all = [
+        ("output", limits.output_bytes),
+        ("events", limits.events.into()),
+        ("message", limits.message_bytes),
+        ("log-lines", limits.log_lines.into()),
+        ("log", limits.log_bytes),
+        ("host-calls", limits.host_calls),
+        ("table-elements", limits.table_elements),
+        ("random", limits.random_bytes),
+        ("events-per-second", limits.events_per_second.unwrap_or(NO_BOUND)),
+        ("output-per-second", limits.output_bytes_per_second.unwrap_or(NO_BOUND)),
+    ];
+    all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// What a manifest chooses that has no more and no less.
+fn chosen(manifest: &Manifest) -> BTreeMap<String, BTreeSet<String>> {
+    let mut chosen = BTreeMap::from([
+        (String::from("group"), BTreeSet::from([manifest.group.clone()])),
+        (String::from("retries"), BTreeSet::from([manifest.retry.retries.to_string()])),
+        (String::from("crashes"), BTreeSet::from([manifest.retry.crashes.to_string()])),
+    ]);
+    for subscribed in &manifest.subscribed {
+        let start = match subscribed.start {
+            StartRule::Default => String::from(DEFAULT_START),
+            StartRule::New => String::from("new"),
+            StartRule::Oldest => String::from("oldest"),
+            StartRule::Ago(span) => format!("-{}", humantime::format_duration(span)),
+            StartRule::After(id) => format!("after {id}"),
+        };
+        chosen.entry(start_key(&subscribed.subscription.stream)).or_default().insert(start);
+    }
+    chosen
+}
+
+/// The key under which it stands where a stream is begun.
+fn start_key(stream: &str) -> String {
+    format!("start of {stream}")
+}
+
+fn show_threads(threads: Option<usize>) -> String {
+    threads.map_or_else(|| String::from("auto"), |threads| threads.to_string())
+}
+
+fn show_limit(key: &str, value: u64) -> String {
+    match value {
+        NO_BOUND => String::from("without a bound of its own"),
+        bytes if IN_BYTES.contains(&key) => show_bytes(bytes),
+        count => count.to_string(),
     }
 }
 
@@ -223,10 +353,99 @@ mod tests {
     fn a_first_version_is_its_operators_word_unless_its_manifest_came_inside_it() {
         let first = asks("subscribe = [\"a\"]\nemit = [\"b\"]");
         assert!(first.beyond(&Known::default()).is_empty());
-        let shown = first.beyond(&Known { strict: true, ..Known::default() }).join("\n");
-        for part in ["stands inside it", "reads a", "emits to b", "memory 64.0 MiB", "deadline 1s"] {
-            assert!(shown.contains(part), "{shown}");
+        let shown = first.beyond(&Known { claim: Claim::Maker, ..Known::default() }).join("\n");
+        for part in [
+            "stands inside it",
+            "reads a",
+            "emits to b",
+            "group = group:p",
+            "retries = 3",
+            "start of a = default",
+            "concurrency auto",
+            "memory 64.0 MiB",
+            "deadline 1s",
+            "output 1.0 MiB",
+            "events 1000",
+            "events-per-second without a bound",
+        ] {
+            assert!(shown.contains(part), "{part} in {shown}");
         }
+    }
+
+    #[test]
+    fn a_manifest_inside_a_file_of_another_name_asks_for_everything_whatever_that_name_was_allowed() {
+        let known = |claim| {
+            let allowed = Some(asks("subscribe = [\"a\"]\nemit = [\"b\"]"));
+            Known { allowed, claim, ..Known::default() }
+        };
+        let again = asks("subscribe = [\"a\"]\nemit = [\"b\"]");
+        for claim in [Claim::Maker, Claim::Renamed, Claim::Operator] {
+            assert!(again.beyond(&known(claim)).is_empty(), "{claim:?}");
+        }
+        let shown = again.beyond(&known(Claim::Stranger)).join("\n");
+        assert!(
+            shown.contains("its name") && shown.contains("reads a") && shown.contains("group = group:p"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn the_operators_word_has_a_name_before_the_makers_and_the_file_that_is_called_so_before_another() {
+        let claim = |file: &str, embedded, trusts| {
+            let manifest = String::from("name = \"p\"\nsubscribe = [\"a\"]");
+            let file_name = file.to_owned();
+            Claim::of(&Candidate { file_name, manifest, embedded, ..Candidate::default() }, trusts)
+        };
+        let order =
+            [claim("q", true, false), claim("p", true, false), claim("q", false, false), claim("p", false, false)];
+        assert_eq!(order, [Claim::Stranger, Claim::Maker, Claim::Renamed, Claim::Operator]);
+        assert!(order.is_sorted());
+        assert_eq!(claim("q", true, true), Claim::Renamed);
+    }
+
+    #[test]
+    fn a_raised_limit_and_another_group_retries_or_start_are_asked_for_and_a_lowered_limit_is_not() {
+        let first = asks(
+            "subscribe = [\"a\"]\nemit = [\"b\"]\n[limits]\nevents = 10\noutput = \"1KiB\"\nevents-per-second = 5",
+        );
+        let more = asks(
+            "group = \"other\"\nretries = 0\nstart = \"oldest\"\nsubscribe = [\"a\", \"c\"]\nemit = [\"b\"]\n[limits]\nevents = 11\noutput = \"1B\"\nhost-calls = 100001",
+        );
+        assert_eq!(
+            more.more_than(&first),
+            [
+                "+ reads c",
+                "+ events 11 (before: 10)",
+                "+ events-per-second without a bound of its own (before: 5)",
+                "+ host-calls 100001 (before: 100000)",
+                "+ group = other (before: group:p)",
+                "+ retries = 0 (before: 3)",
+                "+ start of a = oldest (before: default)",
+                "+ start of c = oldest",
+            ]
+        );
+        let both = more.with(&first);
+        assert!(more.more_than(&both).is_empty() && first.more_than(&both).is_empty());
+        let neither =
+            asks("group = \"third\"\nsubscribe = [\"a\"]\nemit = []\n[limits]\nevents = 11\noutput = \"1KiB\"");
+        assert_eq!(neither.more_than(&both), ["+ group = third (before: group:p, other)"]);
+    }
+
+    #[test]
+    fn what_was_allowed_before_limits_and_groups_were_asked_for_is_read_and_lets_the_first_version_through() {
+        let before = r#"{"read":["a"],"emit":["b"],"reuse":false,"threads":null,"memory_bytes":67108864,"deadline":{"secs":1,"nanos":0}}"#;
+        let read = |text: &str| {
+            let found = Approvals { allowed: Some(text.to_owned()), ..Approvals::default() };
+            let known = Known::read(&found, Claim::Operator);
+            assert!(known.allowed.is_some(), "{text}");
+            known
+        };
+        let runs = asks("group = \"g\"\nretries = 9\nsubscribe = [\"a\"]\nemit = [\"b\"]\n[limits]\nevents = 5000");
+        assert!(runs.beyond(&read(before)).is_empty());
+        let noted = runs.to_note(&read(before)).expect("there is more to note now");
+        assert!(runs.beyond(&read(&noted)).is_empty() && runs.to_note(&read(&noted)).is_none());
+        let other = asks("group = \"h\"\nretries = 9\nsubscribe = [\"a\"]\nemit = [\"b\"]\n[limits]\nevents = 5001");
+        assert_eq!(other.beyond(&read(&noted)), ["+ events 5001 (before: 5000)", "+ group = h (before: g)"]);
     }
 
     #[test]

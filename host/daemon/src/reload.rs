@@ -17,7 +17,8 @@ use cofferdam_sandbox::Digest;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 
-use crate::admission::{Admission, Considered};
+use crate::admission::{Admission, Considered, Neighbours};
+use crate::approval::Claim;
 use crate::candidate::{Candidate, Files, scan};
 use crate::commands::deploy::short;
 use crate::mutants::planted;
@@ -57,10 +58,26 @@ struct Memory {
     /// The bytes that were admitted or refused; they are not tried again.
     tried: Option<Digest>,
     missing: u8,
-    /// The plugin's name, once a manifest gave one.
-    plugin: Option<String>,
-    /// The digest of the version that waits for approval.
-    awaits: Option<String>,
+    /// The plugin that it runs, and its claim to the name. What is not run holds no name.
+    live: Option<(String, Claim)>,
+    /// The plugin and the digest of the version that waits for approval.
+    awaits: Option<(String, String)>,
+    /// The name under which it was told what came of it.
+    told: Option<String>,
+    /// Whether another plugin has its name or its group.
+    displaced: bool,
+}
+
+impl Memory {
+    /// The name of the plugin that it runs.
+    fn plugin(&self) -> Option<&str> {
+        self.live.as_ref().map(|(plugin, _)| plugin.as_str())
+    }
+
+    /// Whether it has to do with what is called so.
+    fn is_about(&self, name: &str) -> bool {
+        self.plugin() == Some(name) || self.told.as_deref() == Some(name)
+    }
 }
 
 /// Watches a folder for as long as the host lives.
@@ -125,8 +142,8 @@ impl Folder {
     /// What a pin that came or went is about is looked at again, though its bytes are the same.
     fn follow(&mut self, pins: &BTreeMap<String, Pin>) {
         for memory in self.memory.values_mut() {
-            let changed = |plugin: &String| self.pins.get(plugin) != pins.get(plugin);
-            if memory.plugin.as_ref().is_some_and(changed) {
+            let changed = |plugin: &str| self.pins.get(plugin) != pins.get(plugin);
+            if memory.plugin().is_some_and(changed) || memory.told.as_deref().is_some_and(changed) {
                 memory.tried = None;
             }
         }
@@ -164,17 +181,29 @@ impl Folder {
         if memory.missing < MISSING_LOOKS {
             return false;
         }
-        match memory.plugin.clone() {
-            Some(plugin) => {
-                tracing::warn!(plugin, "its file is gone from the folder: paused, nothing is dropped");
-                self.supervisor.pause(&plugin);
-            }
-            None => self.supervisor.forget(name),
+        let Some(memory) = self.memory.remove(name) else { return true };
+        if let Some(plugin) = memory.plugin() {
+            tracing::warn!(plugin, "its file is gone from the folder: paused, nothing is dropped");
+            self.supervisor.pause(plugin);
         }
-        self.memory.remove(name);
-        // Whoever was refused because the name was taken may have it now.
-        self.memory.values_mut().filter(|memory| memory.plugin.is_none()).for_each(|memory| memory.tried = None);
+        for told in memory.told.as_deref().into_iter().chain([name]) {
+            self.unsay(told);
+        }
+        self.make_room();
         false
+    }
+
+    /// Nothing is said any more under a name that no file has to do with.
+    fn unsay(&self, name: &str) {
+        if !self.memory.values().any(|memory| memory.is_about(name)) {
+            self.supervisor.forget(name);
+        }
+    }
+
+    /// Whoever was refused because a name or a group was taken may have it now. Whether there is somebody.
+    fn make_room(&mut self) -> bool {
+        let displaced = self.memory.values_mut().filter(|memory| memory.displaced);
+        displaced.map(|memory| (memory.displaced, memory.tried) = (false, None)).count() > 0
     }
 
     /// Looks at one plugin's files. Gives back whether they are settled.
@@ -224,65 +253,96 @@ impl Folder {
             return false;
         }
         memory.tried = Some(bytes);
-        memory.awaits = None;
-        self.admit(name, candidate).await;
-        true
+        (memory.awaits, memory.displaced) = (None, false);
+        self.admit(name, candidate).await
     }
 
-    /// Hands a candidate on, and remembers what came of it.
-    async fn admit(&mut self, name: &str, candidate: Candidate) {
-        let known: Vec<(String, String)> = self
-            .memory
-            .iter()
-            .filter(|(file, _)| *file != name)
-            .filter_map(|(file, memory)| Some((memory.plugin.clone()?, file.clone())))
-            .collect();
-        let holder = |plugin: &str| known.iter().find(|(known, _)| known == plugin).map(|(_, file)| file.clone());
-        let considered = self.admission.consider(candidate, holder).await;
-        let Some(memory) = self.memory.get_mut(name) else { return };
+    /// Hands a candidate on, and remembers what came of it. Gives back whether every file is settled by that.
+    async fn admit(&mut self, name: &str, candidate: Candidate) -> bool {
+        let others = self.memory.iter().filter(|(file, _)| *file != name);
+        let holders = others.filter_map(|(file, memory)| {
+            let (plugin, claim) = memory.live.clone()?;
+            Some((plugin, (file.clone(), claim)))
+        });
+        let former = self.memory.get(name).and_then(|memory| memory.plugin().map(str::to_owned));
+        let neighbours = Neighbours { holders: holders.collect(), former: former.clone() };
+        let considered = self.admission.consider(candidate, &neighbours).await;
+        let Some(memory) = self.memory.get_mut(name) else { return true };
+        let told = match &considered {
+            Considered::Live { plugin, .. } | Considered::Awaits { plugin, .. } | Considered::Undecided { plugin } => {
+                plugin
+            }
+            Considered::NotRun { told } | Considered::Displaced { told } => told,
+            Considered::NoManifest => name,
+        };
+        let before = memory.told.replace(told.to_owned());
+        let mut room = false;
         match considered {
-            Considered::Live { plugin } => {
-                let before = memory.plugin.replace(plugin.clone());
-                if let Some(before) = before.filter(|before| *before != plugin) {
+            Considered::Live { plugin, claim } => {
+                memory.live = Some((plugin.clone(), claim));
+                self.lose_name(name, &plugin);
+                if let Some(former) = former.filter(|former| *former != plugin) {
                     tracing::warn!(
-                        plugin = before,
-                        "its manifest gives it the name {plugin} now: what ran under the old name is paused"
+                        plugin = former,
+                        "its manifest gives it the name {plugin} now: nothing runs under the old name any more"
                     );
-                    self.supervisor.pause(&before);
+                    self.supervisor.pause(&former);
                 }
+                room = true;
             }
-            Considered::NotRun { plugin } => drop(memory.plugin.get_or_insert(plugin)),
-            Considered::Awaits { plugin, digest } => {
-                memory.plugin.get_or_insert(plugin);
-                memory.awaits = Some(digest);
-            }
-            Considered::Undecided { plugin } => {
-                memory.plugin.get_or_insert(plugin);
-                memory.tried = None;
-            }
-            Considered::Displaced => {}
+            Considered::NotRun { .. } => {}
+            Considered::Awaits { plugin, digest } => memory.awaits = Some((plugin, digest)),
+            Considered::Undecided { .. } => memory.tried = None,
+            Considered::Displaced { .. } => memory.displaced = true,
             Considered::NoManifest => {
                 // What ran under the manifest that is gone reads nothing new without it.
-                if let Some(plugin) = &memory.plugin {
-                    self.supervisor.pause(plugin);
+                if let Some((plugin, _)) = memory.live.take() {
+                    self.supervisor.pause(&plugin);
+                    room = true;
                 }
             }
+        }
+        for stale in before.as_deref().into_iter().chain([name]) {
+            self.unsay(stale);
+        }
+        !(room && self.make_room())
+    }
+
+    /// A plugin runs from one file now: another that ran it, or waits to, has a lesser claim, and is told so at the next look.
+    fn lose_name(&mut self, file: &str, plugin: &str) {
+        for (_, memory) in self.memory.iter_mut().filter(|(other, _)| *other != file) {
+            let waits = memory.awaits.as_ref().is_some_and(|(waits, _)| waits == plugin);
+            if memory.plugin() == Some(plugin) {
+                memory.live = None;
+            } else if !waits {
+                continue;
+            }
+            (memory.awaits, memory.displaced) = (None, true);
         }
     }
 
     /// Whether what waited in this file has been approved since.
     async fn was_approved(&self, name: &str) -> bool {
-        let memory = self.memory.get(name);
-        let Some((plugin, digest)) = memory.and_then(|memory| memory.plugin.as_ref().zip(memory.awaits.as_ref()))
-        else {
+        let Some((plugin, digest)) = self.memory.get(name).and_then(|memory| memory.awaits.as_ref()) else {
             return false;
         };
         self.admission.is_approved(plugin, digest).await
     }
 
-    /// `<name>.status.txt` beside the files says what the log says, for whoever dropped them there.
+    /// `<name>.status.txt` beside the files says what the log says, for whoever dropped them there. Of what there is nothing more to say
+    /// it goes.
     fn write_status_files(&mut self) {
-        for report in self.supervisor.report() {
+        let reports = self.supervisor.report();
+        let dir = self.dir.clone();
+        self.written.retain(|name, _| {
+            let stays = reports.iter().any(|report| report.name == *name);
+            if !stays {
+                // One that is gone already is what was wanted.
+                let _ = fs::remove_file(dir.join(format!("{name}.status.txt")));
+            }
+            stays
+        });
+        for report in reports {
             let digest = if report.digest.is_empty() { "none" } else { report.digest.as_str() };
             let state =
                 serde_json::to_value(report.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();

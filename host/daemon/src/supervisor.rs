@@ -169,10 +169,13 @@ impl Supervisor {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a version live.
+    /// Puts a version live. What had its group before, paused or under the name that its file gave then, ends first.
     pub(crate) async fn install(&self, version: Version) {
         let version = Arc::new(version);
         let name = version.manifest.name.clone();
+        for former in self.take_others(&name, &version.manifest.group) {
+            stop(former).await;
+        }
         let ended = {
             let mut inner = self.locked();
             inner.notes.remove(&name);
@@ -200,6 +203,14 @@ impl Supervisor {
         }
         drop(inner);
         self.changed();
+    }
+
+    /// Takes out the plugins of this group but the one of this name: a group is one plugin's.
+    fn take_others(&self, name: &str, group: &str) -> Vec<RunningPlugin> {
+        let mut inner = self.locked();
+        let of_group =
+            |other: &String, running: &mut RunningPlugin| other != name && running.version.manifest.group == group;
+        inner.running.extract_if(.., of_group).map(|(_, running)| running).collect()
     }
 
     fn start(&self, version: Arc<Version>, past: Counts) -> RunningPlugin {
@@ -274,19 +285,16 @@ impl Supervisor {
         }
     }
 
-    /// Why this plugin cannot run beside those that do: another one reads a stream with the same group, so that each would
-    /// take the other's messages.
-    pub(crate) fn conflict(&self, manifest: &Manifest) -> Option<String> {
+    /// Why this plugin cannot run beside those that do: another one has its group. Even where they read other streams, each would take
+    /// what is sent back to the group, and what the other has left behind. A paused one gives way, and so does `former`, the plugin that
+    /// the same file has run so far.
+    pub(crate) fn conflict(&self, manifest: &Manifest, former: Option<&str>) -> Option<String> {
         let inner = self.locked();
-        let shares = |other: &Manifest| {
-            let streams = other.route.subscribe();
-            other.name != manifest.name
-                && other.group == manifest.group
-                && manifest.route.subscribe().iter().any(|stream| streams.contains(stream))
-        };
-        let other = inner.running.values().map(|running| &running.version.manifest).find(|other| shares(other))?;
+        let others = inner.running.values().filter(|running| !running.paused).map(|running| &running.version.manifest);
+        let mut others = others.filter(|other| other.name != manifest.name && former != Some(other.name.as_str()));
+        let other = others.find(|other| other.group == manifest.group)?;
         Some(format!(
-            "{} reads the same stream with the group {:?}: each would take the other's messages; give this one a group of its own",
+            "{} has the group {:?}: each would take the other's messages; give this one a group of its own",
             other.name, other.group
         ))
     }

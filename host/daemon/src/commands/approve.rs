@@ -5,22 +5,24 @@ use cofferdam_streams::Act;
 
 use crate::cli::Common;
 use crate::clock;
-use crate::commands::deploy::short;
 use crate::commands::{find, reports};
-use crate::exit::Failed;
+use crate::exit::{Failed, Usage};
 use crate::screen::{line, safe, who};
 use crate::supervisor::PluginReport;
+
+/// The fewest digits of a digest that name a version: with fewer, whoever makes plugins could make another that begins with them.
+const DIGITS_MIN: usize = 32;
 
 /// Flags of `approve`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  cofferdam approve classify --digest 3f2a9c --reason 'reads the ssh stream too, as agreed'"
+    after_help = "Example, the line that `cofferdam plugins classify` shows:\n  cofferdam approve classify --digest 3f2a9c… --reason 'reads the ssh stream too, as agreed'"
 )]
 pub(crate) struct Args {
     /// The plugin
     #[arg(value_name = "PLUGIN")]
     plugin: String,
-    /// Only if the waiting version's digest begins so [default: whichever waits]
+    /// The version that was looked at, by at least 32 digits of its digest [default: the one that waits]
     #[arg(long, value_name = "DIGEST", default_value = "")]
     digest: String,
     /// Why, for the operator log
@@ -29,6 +31,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
+    if !args.digest.is_empty() && args.digest.len() < DIGITS_MIN {
+        bail!(Usage(format!(
+            "--digest has {} digits, and {DIGITS_MIN} are the fewest that name one version; copy the line from: cofferdam plugins {}",
+            args.digest.len(),
+            safe(&args.plugin)
+        )));
+    }
     let store = find(common).await?.store;
     let mut waiting: Vec<PluginReport> = Vec::new();
     for (_, reports) in reports(&store).await? {
@@ -49,6 +58,9 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
             bail!(Failed(format!("several versions wait; say which with --digest: {}", digests.join(", "))));
         }
     };
+    if !common.json {
+        report.detail.lines().for_each(|text| line(&safe(text)));
+    }
     let (at, who) = (clock::iso(clock::now_ms()), who());
     store
         .approve(&Act {
@@ -61,13 +73,13 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
             digest: &report.candidate,
         })
         .await?;
-    if common.json {
-        line(
+    match common.json {
+        true => line(
             &serde_json::json!({"plugin": report.name, "digest": report.candidate, "asks": report.detail}).to_string(),
-        );
-        return Ok(());
+        ),
+        false => {
+            line(&format!("approved: {} {}; hosts hear of it within 5 s", safe(&report.name), safe(&report.candidate)));
+        }
     }
-    report.detail.lines().for_each(|text| line(&safe(text)));
-    line(&format!("approved: {} {}; hosts hear of it within 5 s", safe(&report.name), short(&report.candidate)));
     Ok(())
 }

@@ -9,7 +9,7 @@ use cofferdam_sandbox::{Digest, Engine, EngineConfig};
 use cofferdam_streams::Store;
 use serde_json::json;
 
-use crate::candidate::{Candidate, Files, is_manifest};
+use crate::candidate::{Candidate, Files, is_manifest, scan};
 use crate::cli::Common;
 use crate::commands::{find, reports};
 use crate::compile::Compiler;
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// The manifest [default: the .toml of the same name, or the only one beside it]
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
+    /// The plugin's name, as its manifest gives it: needed where the manifest stands inside a file that is called otherwise
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<String>,
     /// How long to wait until every live host runs it
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = span_argument)]
     wait: Duration,
@@ -41,6 +44,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let candidate = read(&args.plugin, args.manifest.as_deref())?;
+    check_name(&candidate, args.name.as_deref())?;
     if args.dry_run {
         let config = crate::commands::load_config(common)?;
         let version = check(common, &config, &candidate)?;
@@ -105,6 +109,34 @@ pub(crate) fn read(path: &Path, manifest: Option<&Path>) -> Result<Candidate> {
     Ok(files.read().map_err(Usage)?)
 }
 
+/// Whether a plugin may be placed under the name that its manifest gives. What stands inside a file is its maker's word: it takes the
+/// place of another plugin only when somebody has said so.
+fn check_name(candidate: &Candidate, wanted: Option<&str>) -> Result<()> {
+    let (name, file) = (candidate.plugin(), &candidate.file_name);
+    match wanted {
+        Some(wanted) if wanted != name => {
+            bail!(Usage(format!(
+                "its manifest gives it the name {name:?}, and --as says {wanted:?}; change one of them"
+            )))
+        }
+        None if candidate.embedded && name != *file => bail!(Usage(format!(
+            "the manifest inside {file}.wasm gives it the name {name:?}, so it would take the place of that plugin; if it is meant to: --as {}; if not, put a manifest of your own beside it",
+            screen::safe(&name)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What stands under a name in the plugins folder and is another plugin, by its manifest: the file, and that plugin's name.
+fn another(dir: &Path, name: &str) -> Option<(PathBuf, String)> {
+    let loose = Some(Files::beside(name, dir.join(format!("{name}.wasm")))).filter(|files| files.wasm.is_file());
+    let counts = scan(dir).ok().and_then(|mut found| found.remove(name));
+    loose.into_iter().chain(counts).find_map(|files| {
+        let plugin = files.read().ok()?.plugin();
+        (plugin != name).then_some((files.wasm, plugin))
+    })
+}
+
 fn only(dir: &Path, what: &str, wanted: impl Fn(&Path) -> bool) -> Result<PathBuf> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
@@ -139,7 +171,17 @@ fn check(common: &Common, config: &Config, candidate: &Candidate) -> Result<Vers
 }
 
 /// Places `<dir>/<name>/` by one rename. The manifest vouches for the wasm, so that the host need not wait until it is quiet.
+/// What stands there under this name is replaced.
+///
+/// # Errors
+/// What stands there is another plugin, or the folder cannot be written.
 pub(crate) fn place(dir: &Path, name: &str, candidate: &Candidate) -> Result<()> {
+    if let Some((file, other)) = another(dir, name) {
+        bail!(Failed(format!(
+            "{} is the plugin {other:?}, as its manifest says, and would be lost; give it a file of that name, or the new one another name",
+            file.display()
+        )));
+    }
     let staging = tempfile::Builder::new()
         .prefix(".deploy-")
         .tempdir_in(dir)
