@@ -102,6 +102,11 @@ fn run_apart(process: &Apart, seat: &Seat, gate: &LogGate, mut job: Job) {
         match process.run(&version, delivery, started_ms) {
             Ok(report) => finish(&mut job, gate, &version, report, started_ms),
             Err(fault) => {
+                // A host that is ended takes its children with it in ways that only who ends it knows.
+                let fault = match fault {
+                    Fault::ProcessDied { text } if job.is_stopping() => Fault::Host { text },
+                    fault => fault,
+                };
                 count(&version, Some(&fault), true);
                 let evidence = Evidence { started_ms: Some(started_ms), ..Evidence::default() };
                 job.finish(Err(fault), Some(version.terms.clone()), evidence);
