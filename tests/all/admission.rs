@@ -138,3 +138,34 @@ fn a_version_whose_own_cases_fail_is_refused_with_the_first_of_them_until_they_a
         String::from_utf8_lossy(&shown.stdout).contains("REFUSED  cases")
     });
 }
+
+/// Processor time of a host, in hundredths of a second.
+fn ticks(host: &Host) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", host.pid())).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    fields.iter().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn cases_that_take_for_ever_end_when_their_time_or_the_host_does_and_their_neighbours_are_loaded() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let step = "{ payload = { do = \"emit\", busy_us = 25000000 } }";
+    let cases =
+        format!("[[case]]\nname = \"slow\"\nsequence = [{}]\nexpect = \"filtered\"\n", vec![step; 200].join(", "));
+    let status = place.plugins().join("slow.status.txt");
+    fs::write(place.plugins().join("slow.test.toml"), cases).unwrap();
+    let manifest = format!("{MANIFEST}[limits]\ndeadline = \"30s\"\n");
+    place.put("slow", &guest("test/actor.wasm"), &manifest);
+    place.put("tidy", &guest("test/actor.wasm"), "subscribe = [\"stream:tidy\"]\nemit = [\"stream:out\"]\n");
+    let host = place.host(&redis, 1);
+    wait_until("the cases run", || ticks(&host) > 200);
+    let took = host.stop();
+    assert!(took < std::time::Duration::from_secs(20), "it took {took:?} to stop");
+    assert!(!status.exists(), "nothing was decided");
+    let _host = place.host(&redis, 1);
+    wait_until("their time is over", || {
+        fs::read_to_string(&status)
+            .is_ok_and(|text| text.contains("0 of 1 cases took 30s, and that is all the time there is"))
+    });
+    wait_until("the next plugin is loaded", || redis.cli(&["XINFO", "GROUPS", "stream:tidy"]).contains("group:tidy"));
+}

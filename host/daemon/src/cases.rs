@@ -10,7 +10,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cofferdam_model::{Event, ReasonCode};
 use cofferdam_sandbox::Plugin;
@@ -123,20 +123,21 @@ impl Cases {
         self.cases.len()
     }
 
-    /// Runs every case, each on an instance that has seen nothing else.
+    /// Runs every case, each on an instance that has seen nothing else. What runs when the time is over is stopped.
     ///
     /// # Errors
     /// The machine refuses a thread, or all together take longer than `time`.
     pub(crate) fn run(&self, plugin: &Arc<Plugin>, time: Duration) -> anyhow::Result<Vec<CaseResult>> {
-        let began = std::time::Instant::now();
+        let ends = Instant::now().checked_add(time);
         let run = |(done, case): (usize, &Case)| {
+            let result = case.run(plugin, ends)?;
             anyhow::ensure!(
-                began.elapsed() < time,
+                ends.is_none_or(|ends| Instant::now() < ends),
                 "{done} of {} cases took {}, and that is all the time there is",
                 self.cases.len(),
                 humantime::format_duration(time)
             );
-            case.run(plugin)
+            Ok(result)
         };
         self.cases.iter().enumerate().map(run).collect()
     }
@@ -191,9 +192,9 @@ fn case(raw: RawCase, manifest: &Manifest) -> Result<Case, String> {
 }
 
 impl Case {
-    fn run(&self, plugin: &Arc<Plugin>) -> anyhow::Result<CaseResult> {
-        let began = std::time::Instant::now();
-        let ran = run_all(plugin, &self.subscription, &self.inputs, 1)?;
+    fn run(&self, plugin: &Arc<Plugin>, ends: Option<Instant>) -> anyhow::Result<CaseResult> {
+        let began = Instant::now();
+        let ran = run_all(plugin, &self.subscription, &self.inputs, 1, ends)?;
         let mismatch = self.wanted.mismatch(&ran);
         Ok(CaseResult { name: self.name.clone(), mismatch, took: began.elapsed(), ran })
     }
