@@ -18,7 +18,7 @@ use cofferdam_streams::Subscription;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, TomlError};
 use crate::offline::{Ended, Input, Ran, run_all};
 use crate::quantity::Span;
 
@@ -103,7 +103,7 @@ pub(crate) struct CaseResult {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CasesError {
     #[error("{0}")]
-    Syntax(#[from] toml::de::Error),
+    Syntax(#[from] TomlError),
     #[error("case {name:?}: {text}")]
     Case { name: String, text: String },
 }
@@ -111,7 +111,7 @@ pub(crate) enum CasesError {
 impl Cases {
     /// Reads a file of cases for a plugin.
     pub(crate) fn parse(text: &str, manifest: &Manifest) -> Result<Self, CasesError> {
-        let raw: RawFile = toml::from_str(text)?;
+        let raw: RawFile = toml::from_str(text).map_err(|error| TomlError::new(text, &error))?;
         let cases = raw.case.into_iter().map(|raw| {
             let name = raw.name.clone();
             case(raw, manifest).map_err(|text| CasesError::Case { name, text })

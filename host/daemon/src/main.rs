@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, each once.
+/// The error and its causes, each once, escaped: a text may hold what a plugin's author chose.
 fn screen_error(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -79,7 +79,7 @@ fn screen_error(error: &anyhow::Error) -> String {
         }
         text.push_str(&cause);
     }
-    text
+    screen::safe_lines(&text)
 }
 
 async fn dispatch(cli: Cli) -> anyhow::Result<()> {
