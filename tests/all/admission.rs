@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use cofferdam_tests::guests::with_section;
 use cofferdam_tests::{Host, Place, Redis, cofferdam, guest, program, publish, wait_until};
 
 const MANIFEST: &str = "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n";
@@ -137,4 +138,93 @@ fn a_version_whose_own_cases_fail_is_refused_with_the_first_of_them_until_they_a
         let shown = cofferdam(&["plugins", "actor", "--data", &data, "--redis", &url]);
         String::from_utf8_lossy(&shown.stdout).contains("REFUSED  cases")
     });
+}
+
+/// Processor time of a host, in hundredths of a second.
+fn ticks(host: &Host) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", host.pid())).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    fields.iter().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn cases_that_take_for_ever_end_when_their_time_or_the_host_does_and_their_neighbours_are_loaded() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let step = "{ payload = { do = \"emit\", busy_us = 25000000 } }";
+    let cases =
+        format!("[[case]]\nname = \"slow\"\nsequence = [{}]\nexpect = \"filtered\"\n", vec![step; 200].join(", "));
+    let status = place.plugins().join("slow.status.txt");
+    fs::write(place.plugins().join("slow.test.toml"), cases).unwrap();
+    let manifest = format!("{MANIFEST}[limits]\ndeadline = \"30s\"\n");
+    place.put("slow", &guest("test/actor.wasm"), &manifest);
+    place.put("tidy", &guest("test/actor.wasm"), "subscribe = [\"stream:tidy\"]\nemit = [\"stream:out\"]\n");
+    let host = place.host(&redis, 1);
+    wait_until("the cases run", || ticks(&host) > 200);
+    let took = host.stop();
+    assert!(took < std::time::Duration::from_secs(20), "it took {took:?} to stop");
+    assert!(!status.exists(), "nothing was decided");
+    let _host = place.host(&redis, 1);
+    wait_until("their time is over", || {
+        fs::read_to_string(&status)
+            .is_ok_and(|text| text.contains("0 of 1 cases took 30s, and that is all the time there is"))
+    });
+    wait_until("the next plugin is loaded", || redis.cli(&["XINFO", "GROUPS", "stream:tidy"]).contains("group:tidy"));
+}
+
+#[test]
+fn what_a_plugins_author_makes_long_or_forges_is_told_short_and_escaped() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let put = |name: &str, wasm: &[u8]| {
+        fs::write(place.plugins().join(format!(".{name}")), wasm).unwrap();
+        fs::rename(place.plugins().join(format!(".{name}")), place.plugins().join(format!("{name}.wasm"))).unwrap();
+    };
+    let inside = |name: &str, manifest: &str| {
+        put(name, &with_section(guest("test/actor.wasm"), "cofferdam:manifest", manifest.as_bytes()));
+    };
+    let streams = |count: usize| (0..count).map(|at| format!("\"s{at}\"")).collect::<Vec<_>>().join(",");
+    let host = place.host(&redis, 1);
+    inside("large", &format!("subscribe = [{}]\n", streams(120_000)));
+    inside("many", &format!("subscribe = [{}]\n", streams(60_000)));
+    inside("line", &format!("subscribe = [\"a\"]\nx = {}", "[".repeat(1_000_000)));
+    inside("forged", "\"a\\n2026-01-01T00:00:00Z ERROR FAKE\\u001b[2J\" = 1");
+    let export = "\\1b[2J\\1b]0;OWNED\\07\\0aFAKE: running";
+    let code = wat::parse_str(format!("(module (func (export \"{export}\")))")).unwrap();
+    place.put("named", &code, MANIFEST);
+    // A link out of the folder, to what only the host may read.
+    let secret = place.directory.path().join("secret");
+    fs::write(&secret, "hunter2 is the password\n").unwrap();
+    std::os::unix::fs::symlink(&secret, place.plugins().join("link.toml")).unwrap();
+    put("link", &guest("test/actor.wasm"));
+    for (name, part) in [
+        ("large", "more than 1048576"),
+        ("many", "its subscribe names 60000 streams, more than 256"),
+        ("line", "manifest: line 2, column "),
+        ("forged", "FAKE"),
+        ("named", "FAKE"),
+        ("link", "manifest: line 1, column "),
+    ] {
+        let status = place.plugins().join(format!("{name}.status.txt"));
+        wait_until(&format!("{name} is refused"), || fs::read_to_string(&status).is_ok_and(|text| text.contains(part)));
+        let text = fs::read_to_string(&status).unwrap();
+        assert!(text.len() < 20_000, "{name}: {} bytes", text.len());
+        let raw =
+            |text: &str| text.contains('\u{1b}') || text.lines().any(|line| line.trim_start().starts_with("FAKE"));
+        assert!(!raw(&text) && !text.contains("hunter2"), "{text}");
+    }
+    let log = host.log();
+    assert!(log.len() < 100_000, "{} bytes", log.len());
+    assert!(!log.contains("OWNED\u{7}") && !log.contains("hunter2"), "{log}");
+    assert!(!log.lines().any(|line| line.starts_with("FAKE") || line.starts_with("2026-01-01")), "{log}");
+    // On a terminal too.
+    let file = place.plugins().join("named.wasm");
+    for verb in ["test", "inspect"] {
+        let mut arguments = vec![verb, file.to_str().unwrap()];
+        arguments.extend((verb == "test").then_some("/dev/null"));
+        let shown = cofferdam(&arguments);
+        let text = [shown.stdout, shown.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(text.contains("FAKE") && !text.contains('\u{1b}') && !text.contains("\nFAKE"), "{verb}: {text:?}");
+    }
+    publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
+    wait_until("the neighbour goes on", || redis.number(&["XLEN", "stream:out"]) == 1);
 }

@@ -70,7 +70,8 @@ fn consumer(host: &Host) -> Option<String> {
 /// Whether a host has entries in its hands: only then is it worth stopping.
 fn holds(redis: &Redis, host: &Host) -> bool {
     let Some(consumer) = consumer(host) else { return false };
-    !redis.cli(&["XPENDING", "stream:in", "group:actor", "-", "+", "1", &consumer]).is_empty()
+    // Without the group this says an error.
+    redis.cli(&["XPENDING", "stream:in", "group:actor", "-", "+", "1", &consumer]).contains(&consumer)
 }
 
 /// Entries in the hands of hosts that are no more.
@@ -140,4 +141,65 @@ fn a_stopping_host_finishes_or_gives_back_what_it_holds_and_charges_nothing() {
     cofferdam_tests::wait_until("the next host has done the rest", || redis.number(&["XLEN", "stream:out"]) == 400);
     assert_eq!(redis.number(&["HGET", "cofferdam:ledger:stream:in|group:actor", "retried"]), 0, "{consumers}");
     assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
+}
+
+/// The process of a host that suspects run in, when there is one.
+fn apart(host: &Host) -> Option<u32> {
+    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_apart = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("run-apart"))
+    };
+    let parent = host.pid().to_string();
+    pids.filter(|&pid| stat(pid).get(1) == Some(&parent)).find(is_apart)
+}
+
+/// Numbers of `/proc/<pid>/stat` after the name: the state is the first.
+fn stat(pid: u32) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.map(str::to_owned).collect()
+}
+
+fn send(pid: u32, signal: Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn whoever_ends_the_process_of_suspects_buries_no_innocent() {
+    let (redis, place) = (Redis::start(), Place::new());
+    // One death of a process is enough for the dead letters.
+    place.put_actor("crashes = 1\nconcurrency = 1\n[limits]\ndeadline = \"60s\"\n");
+    let outputs = |count: u64| {
+        cofferdam_tests::wait_until("it is handled", || redis.number(&["XLEN", "stream:out"]) == count);
+        assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
+    };
+    let slow = |seq: u64| {
+        publish(&redis, "stream:in", [format!(r#"{{"do":"emit","seq":{seq},"busy_us":4000000}}"#)].into_iter())
+    };
+    let first = place.host(&redis, 1);
+    slow(0);
+    cofferdam_tests::wait_until("the first host has it", || holds(&redis, &first));
+    first.kill();
+    // A suspect now, which runs apart; there somebody sends the signal of Ctrl-C or of a service manager to all of a host's processes.
+    let second = place.host(&redis, 2);
+    let ticks = |pid: u32| stat(pid).get(11).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or(0);
+    cofferdam_tests::wait_until("it runs apart", || apart(&second).is_some_and(|pid| ticks(pid) >= 100));
+    let process = apart(&second).unwrap();
+    let group = stat(process).get(2).cloned();
+    send(process, Signal::TERM);
+    outputs(1);
+    // The next process waits for the next suspect, and is killed meanwhile.
+    let idle = apart(&second).unwrap();
+    assert_ne!(idle, process);
+    send(idle, Signal::KILL);
+    second.signal(Signal::STOP);
+    let third = place.host(&redis, 3);
+    slow(1);
+    cofferdam_tests::wait_until("the third host has it", || holds(&redis, &third));
+    third.kill();
+    second.signal(Signal::CONT);
+    outputs(2);
+    assert_ne!(apart(&second), Some(idle));
+    assert_eq!(group, Some(process.to_string()), "Ctrl-C in a terminal reaches it");
 }

@@ -177,3 +177,26 @@ fn a_pipe_among_the_plugins_and_a_group_that_is_taken_stop_nobody() {
     publish(&redis, "stream:in", (0..50).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
     wait_until("nothing is lost to either", || redis.number(&["XLEN", "stream:out"]) == 50);
 }
+
+#[test]
+fn a_pipe_or_a_link_in_the_place_of_a_status_file_is_replaced() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let pipe = place.plugins().join("actor.status.txt");
+    let link = place.plugins().join("other.status.txt");
+    let elsewhere = place.directory.path().join("elsewhere");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    fs::write(&elsewhere, "not theirs").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+    // What a host left that was killed as it wrote.
+    fs::write(place.plugins().join(".actor.status.txt.new"), "half").unwrap();
+    place.put_actor("");
+    place.put("other", b"no wasm", "subscribe = [\"stream:other\"]\n");
+    let _host = place.host(&redis, 1);
+    let said = |path: &std::path::Path, part: &str| {
+        path.is_file() && fs::read_to_string(path).is_ok_and(|text| text.contains(part))
+    };
+    wait_until("it is told", || said(&pipe, "actor: running") && said(&link, "other: "));
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "not theirs");
+    publish(&redis, "stream:in", [String::from(r#"{"do":"emit"}"#)].into_iter());
+    wait_until("messages are handled", || redis.number(&["XLEN", "stream:out"]) == 1);
+}

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::frames::{read_frame, write_frame};
 use crate::host::MEMORY_BYTES_MAX;
-use crate::jail::{self, Bounds, Jailed};
+use crate::jail::{self, Bounds, Jailed, was_told_to_end};
 use crate::version::Version;
 
 /// How long a process may take to start and load its plugin, and how much longer than its deadline a message may.
@@ -118,22 +118,36 @@ impl Apart {
     /// Runs one delivery there.
     ///
     /// # Errors
-    /// [`Fault::ProcessDied`] when the process died with it; [`Fault::Host`] when there was none to be had.
+    /// [`Fault::ProcessDied`] when the process died with it; [`Fault::Host`] when there was none to be had, or somebody ended it.
     pub(crate) fn run(&self, version: &Version, delivery: &Delivery, started_ms: u64) -> Result<Report, Fault> {
         let mut place = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = (version.terms.stamp.digest.clone(), version.terms.stamp.config.clone());
-        let mut process = match place.take().filter(|process| process.version == wanted) {
+        // One that died while it waited, by the hand of whoever, says nothing of the next message.
+        let kept = place.take().filter(|process| process.version == wanted);
+        let mut process = match kept.and_then(|mut process| process.jailed.lives().then_some(process)) {
             Some(process) => process,
             None => Process::start(version, wanted).map_err(|error| Fault::Host { text: format!("{error:#}") })?,
         };
         let attempt = delivery.attempt(&version.terms.forgiven);
-        let answered = process.ask(delivery, attempt, started_ms, version.limits.deadline + ANSWER_SPARE);
-        match answered {
+        let jailed = &mut process.jailed;
+        if let Err(error) = tell(jailed, &delivery.message, attempt, started_ms) {
+            let text =
+                format!("the process for suspects ended before it had the message: {}", jailed.last_words(&error));
+            return Err(Fault::Host { text });
+        }
+        match hear(jailed, version.limits.deadline + ANSWER_SPARE) {
             Ok(report) => {
                 *place = Some(process);
                 Ok(report)
             }
-            Err(error) => Err(Fault::ProcessDied { text: process.jailed.last_words(&error) }),
+            Err(error) => {
+                let status = jailed.ended(&error);
+                let text = status.map_or_else(|| error.to_string(), |status| status.to_string());
+                match status.is_some_and(was_told_to_end) {
+                    true => Err(Fault::Host { text: format!("somebody ended the process for suspects: {text}") }),
+                    false => Err(Fault::ProcessDied { text }),
+                }
+            }
         }
     }
 }
@@ -144,10 +158,6 @@ impl Process {
         let (jailed, notes) = begin(&plugin_frame(version), &artifact).context("the process for suspects")?;
         notes.iter().for_each(|note| tracing::warn!("a process for suspects: {note}"));
         Ok(Process { jailed, version: key })
-    }
-
-    fn ask(&mut self, delivery: &Delivery, attempt: u32, started_ms: u64, patience: Duration) -> io::Result<Report> {
-        ask(&mut self.jailed, &delivery.message, attempt, started_ms, patience)
     }
 }
 
@@ -188,8 +198,8 @@ impl Stranger {
     /// # Errors
     /// How the process died of it.
     pub(crate) fn ask(&mut self, message: &Message) -> Result<Report, String> {
-        let answered = ask(&mut self.jailed, message, 1, message.id.ms, self.patience);
-        answered.map_err(|error| self.jailed.last_words(&error))
+        let told = tell(&mut self.jailed, message, 1, message.id.ms);
+        told.and_then(|()| hear(&mut self.jailed, self.patience)).map_err(|error| self.jailed.last_words(&error))
     }
 }
 
@@ -213,14 +223,12 @@ fn begin(frame: &PluginFrame, artifact: &Artifact) -> anyhow::Result<(Jailed, Ve
     }
 }
 
-fn ask(
-    jailed: &mut Jailed,
-    message: &Message,
-    attempt: u32,
-    started_ms: u64,
-    patience: Duration,
-) -> io::Result<Report> {
-    jailed.write(&json(&message_frame(message, attempt, started_ms)))?;
+/// Hands over a message. The process reads it whole before it runs any of it.
+fn tell(jailed: &mut Jailed, message: &Message, attempt: u32, started_ms: u64) -> io::Result<()> {
+    jailed.write(&json(&message_frame(message, attempt, started_ms)))
+}
+
+fn hear(jailed: &mut Jailed, patience: Duration) -> io::Result<Report> {
     let frame: ReportFrame = serde_json::from_slice(&jailed.read(patience)?)?;
     Ok(frame.into())
 }

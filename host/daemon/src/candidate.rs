@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cofferdam_sandbox::{Digest, embedded_manifest};
+use rustix::fs::OFlags;
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, ManifestError};
 use crate::version;
 
 /// The largest wasm file that is looked at: the largest interpreters bundled into a guest have 20 MB.
 pub(crate) const WASM_BYTES_MAX: u64 = 64 << 20;
-/// The largest manifest, signature or file of cases that is looked at.
+/// The largest manifest, signature or file of cases that is looked at; a manifest inside the wasm too.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 
 /// A plugin's files, by where they stand.
@@ -59,6 +60,11 @@ impl Files {
             Some(manifest) => (manifest, false),
             None => {
                 let inside = embedded_manifest(&wasm);
+                let bytes = inside.as_ref().map_or(0, String::len);
+                if bytes as u64 > TEXT_BYTES_MAX {
+                    let wasm = self.wasm.display();
+                    return Err(format!("the manifest inside {wasm} has {bytes} bytes, more than {TEXT_BYTES_MAX}"));
+                }
                 (inside.clone().unwrap_or_default(), inside.is_some())
             }
         };
@@ -69,6 +75,7 @@ impl Files {
             embedded,
             signature: text(&self.signature)?,
             cases: text(&self.cases)?,
+            ..Candidate::default()
         })
     }
 }
@@ -85,19 +92,39 @@ pub(crate) struct Candidate {
     pub(crate) embedded: bool,
     pub(crate) signature: Option<String>,
     pub(crate) cases: Option<String>,
+    /// What its manifest says, once [`parsed`](Self::parsed) was asked.
+    pub(crate) parsed: OnceLock<Arc<Parsed>>,
+    /// Of the wasm, once [`wasm_digest`](Self::wasm_digest) was asked.
+    pub(crate) wasm_digest: OnceLock<Digest>,
 }
 
+/// A manifest, and the sha256 of the wasm when it gives one.
+pub(crate) type Parsed = Result<(Manifest, Option<String>), ManifestError>;
+
 impl Candidate {
+    /// What its manifest says: the manifest, and the sha256 of the wasm when it gives one. Slow at the first call.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn parsed(&self) -> Result<&(Manifest, Option<String>), &ManifestError> {
+        let parse = || Arc::new(Manifest::parse(&self.manifest, &self.file_name));
+        self.parsed.get_or_init(parse).as_ref().as_ref()
+    }
+
+    /// The digest of its wasm. Slow at the first call.
+    pub(crate) fn wasm_digest(&self) -> Digest {
+        *self.wasm_digest.get_or_init(|| Digest::of(&self.wasm))
+    }
+
     /// The plugin's name, as far as its manifest can be read.
     pub(crate) fn plugin(&self) -> String {
-        Manifest::parse(&self.manifest, &self.file_name)
-            .map_or_else(|_| self.file_name.clone(), |(manifest, _)| manifest.name)
+        self.parsed().map_or_else(|_| self.file_name.clone(), |(manifest, _)| manifest.name.clone())
     }
 
     /// The digest of the version that it would be; empty when its manifest cannot be read.
     pub(crate) fn digest(&self) -> String {
-        match Manifest::parse(&self.manifest, &self.file_name) {
-            Ok((manifest, _)) => version::digest(&self.wasm, &manifest).to_string(),
+        match self.parsed() {
+            Ok((manifest, _)) => version::digest_of(&self.wasm_digest(), manifest).to_string(),
             Err(_) => String::new(),
         }
     }
@@ -105,7 +132,7 @@ impl Candidate {
     /// What tells these files from any others.
     pub(crate) fn bytes_digest(&self) -> Digest {
         let (signature, cases) = (self.signature.as_deref(), self.cases.as_deref());
-        Digest::of(format!("{}\n{:?}", Digest::of(&self.wasm), (&self.manifest, signature, cases)).as_bytes())
+        Digest::of(format!("{}\n{:?}", self.wasm_digest(), (&self.manifest, signature, cases)).as_bytes())
     }
 
     /// Whether the manifest proves the wasm whole: by its sha256, or by being its last section.
@@ -113,19 +140,26 @@ impl Candidate {
         if self.embedded {
             return true;
         }
-        let Ok((_, Some(sha256))) = Manifest::parse(&self.manifest, &self.file_name) else { return false };
-        sha256.eq_ignore_ascii_case(&Digest::of(&self.wasm).to_string())
+        let Ok((_, Some(sha256))) = self.parsed() else { return false };
+        sha256.eq_ignore_ascii_case(&self.wasm_digest().to_string())
     }
 }
 
 fn bounded(path: &Path, most: u64) -> Result<Vec<u8>, String> {
-    let size = fs::metadata(path).map_or(0, |meta| meta.len());
-    if size > most {
-        return Err(format!("{} has {size} bytes, more than {most}", path.display()));
+    use std::os::unix::fs::OpenOptionsExt;
+    let cannot = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    // A pipe would be waited for until somebody opens its other end.
+    let no_waiting = OFlags::NONBLOCK.bits().cast_signed();
+    let file = fs::OpenOptions::new().read(true).custom_flags(no_waiting).open(path).map_err(cannot)?;
+    let meta = file.metadata().map_err(cannot)?;
+    if !meta.is_file() {
+        return Err(format!("{} is no file; take it away", path.display()));
+    }
+    if meta.len() > most {
+        return Err(format!("{} has {} bytes, more than {most}", path.display(), meta.len()));
     }
     let mut bytes = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
-    read.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    file.take(most + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > most {
         return Err(format!("{} has more than {most} bytes", path.display()));
     }
@@ -175,4 +209,21 @@ fn in_folder(dir: &Path, name: &str) -> Option<Files> {
     let mut files = Files::beside(name, named.or_else(|| first(&is_wasm))?);
     files.manifest = files.manifest.or_else(|| first(&is_manifest));
     Some(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_not_waited_for_and_what_is_too_large_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(bounded(&pipe, 10).unwrap_err().contains("is no file"));
+        let file = dir.path().join("file");
+        fs::write(&file, "eleven byte").unwrap();
+        assert!(bounded(&file, 10).unwrap_err().contains("has 11 bytes, more than 10"));
+        assert_eq!(bounded(&file, 11).unwrap(), b"eleven byte");
+    }
 }

@@ -10,7 +10,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cofferdam_model::{Event, ReasonCode};
 use cofferdam_sandbox::Plugin;
@@ -18,7 +18,7 @@ use cofferdam_streams::Subscription;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, TomlError};
 use crate::offline::{Ended, Input, Ran, run_all};
 use crate::quantity::Span;
 
@@ -103,7 +103,7 @@ pub(crate) struct CaseResult {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CasesError {
     #[error("{0}")]
-    Syntax(#[from] toml::de::Error),
+    Syntax(#[from] TomlError),
     #[error("case {name:?}: {text}")]
     Case { name: String, text: String },
 }
@@ -111,7 +111,7 @@ pub(crate) enum CasesError {
 impl Cases {
     /// Reads a file of cases for a plugin.
     pub(crate) fn parse(text: &str, manifest: &Manifest) -> Result<Self, CasesError> {
-        let raw: RawFile = toml::from_str(text)?;
+        let raw: RawFile = toml::from_str(text).map_err(|error| TomlError::new(text, &error))?;
         let cases = raw.case.into_iter().map(|raw| {
             let name = raw.name.clone();
             case(raw, manifest).map_err(|text| CasesError::Case { name, text })
@@ -123,20 +123,21 @@ impl Cases {
         self.cases.len()
     }
 
-    /// Runs every case, each on an instance that has seen nothing else.
+    /// Runs every case, each on an instance that has seen nothing else. What runs when the time is over is stopped.
     ///
     /// # Errors
     /// The machine refuses a thread, or all together take longer than `time`.
     pub(crate) fn run(&self, plugin: &Arc<Plugin>, time: Duration) -> anyhow::Result<Vec<CaseResult>> {
-        let began = std::time::Instant::now();
+        let ends = Instant::now().checked_add(time);
         let run = |(done, case): (usize, &Case)| {
+            let result = case.run(plugin, ends)?;
             anyhow::ensure!(
-                began.elapsed() < time,
+                ends.is_none_or(|ends| Instant::now() < ends),
                 "{done} of {} cases took {}, and that is all the time there is",
                 self.cases.len(),
                 humantime::format_duration(time)
             );
-            case.run(plugin)
+            Ok(result)
         };
         self.cases.iter().enumerate().map(run).collect()
     }
@@ -191,9 +192,9 @@ fn case(raw: RawCase, manifest: &Manifest) -> Result<Case, String> {
 }
 
 impl Case {
-    fn run(&self, plugin: &Arc<Plugin>) -> anyhow::Result<CaseResult> {
-        let began = std::time::Instant::now();
-        let ran = run_all(plugin, &self.subscription, &self.inputs, 1)?;
+    fn run(&self, plugin: &Arc<Plugin>, ends: Option<Instant>) -> anyhow::Result<CaseResult> {
+        let began = Instant::now();
+        let ran = run_all(plugin, &self.subscription, &self.inputs, 1, ends)?;
         let mismatch = self.wanted.mismatch(&ran);
         Ok(CaseResult { name: self.name.clone(), mismatch, took: began.elapsed(), ran })
     }

@@ -27,6 +27,7 @@ use crate::host::MEMORY_BYTES_MAX;
 use crate::jail::{self, Bounds, Jailed};
 use crate::mutants::planted;
 use crate::quantity::show_bytes;
+use crate::screen::safe;
 use crate::steps::{Refusal, Step, refuse};
 
 /// What the child needs before it compiles anything: the engine and its pool's bookkeeping.
@@ -98,7 +99,7 @@ impl Compiler {
                 notes.iter().for_each(|note| tracing::warn!("compiling: {note}"));
                 Ok(Artifact::from_own_compiler(bytes))
             }
-            Ok((Answer::Refused { step, text }, _)) => Err(refuse(step, text)),
+            Ok((Answer::Refused { step, text }, _)) => Err(refuse(step, safe(&text))),
             Err(error) => Err(refuse(Step::Compile, self.why(&mut jailed, &error))),
         }
     }
@@ -114,7 +115,7 @@ impl Compiler {
                 "it took more than {wall} by the clock; on a machine this busy raise [limits] compile-time in cofferdam.toml"
             );
         }
-        let signal = jailed.wait().ok().and_then(|status| status.signal());
+        let signal = jailed.ended(error).and_then(|status| status.signal());
         match signal {
             Some(libc::SIGXCPU | libc::SIGKILL) => format!(
                 "it took more than {time} of processor time; if you trust this file, raise [limits] compile-time in cofferdam.toml"

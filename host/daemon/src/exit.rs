@@ -24,7 +24,11 @@ pub(crate) fn code(error: &anyhow::Error) -> ExitCode {
     for cause in error.chain() {
         if cause.is::<Environment>() {
             code = 3;
-        } else if cause.is::<Usage>() || cause.is::<toml::de::Error>() || cause.is::<crate::manifest::ManifestError>() {
+        } else if cause.is::<Usage>()
+            || cause.is::<toml::de::Error>()
+            || cause.is::<crate::manifest::TomlError>()
+            || cause.is::<crate::manifest::ManifestError>()
+        {
             code = 2;
         } else if let Some(stream) = cause.downcast_ref::<StreamError>() {
             let outside = matches!(

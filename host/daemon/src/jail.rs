@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -199,7 +200,14 @@ impl Jailed {
     }
 
     fn start(mut command: Command) -> io::Result<Jailed> {
-        let mut child = command.env_clear().current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        // A group of its own: Ctrl-C is for the parent, which lets the child finish what it runs.
+        let mut child = command
+            .process_group(0)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         match (child.stdin.take(), child.stdout.take()) {
             (Some(stdin), Some(stdout)) => Ok(Jailed { child, stdin, stdout }),
             _ => Err(io::ErrorKind::BrokenPipe.into()),
@@ -223,25 +231,31 @@ impl Jailed {
         read_frame(&mut timed)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Waits until it has ended, which it is about to when its pipe is closed.
-    ///
-    /// # Errors
-    /// The system's.
-    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait()
+    /// Whether it has not ended yet.
+    pub(crate) fn lives(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// How it ended, after [`read`](Self::read) or [`write`](Self::write) failed with this.
-    pub(crate) fn last_words(&mut self, error: &io::Error) -> String {
-        if error.kind() == io::ErrorKind::TimedOut {
-            return error.to_string();
+    /// How it ended, after [`read`](Self::read) or [`write`](Self::write) failed with this; `None` when it did not end by itself.
+    pub(crate) fn ended(&mut self, error: &io::Error) -> Option<ExitStatus> {
+        if !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) {
+            return None;
         }
-        // Its pipe is closed, so it is ending or has ended.
-        match self.child.wait() {
-            Ok(status) => status.to_string(),
-            Err(_) => error.to_string(),
-        }
+        // Its pipe is closed. One that dies has its status by then, which a signal does not change any more; one that closed the pipe
+        // and lives on would be waited for in vain.
+        let _ = self.child.kill();
+        self.child.wait().ok()
     }
+
+    /// The same, in words.
+    pub(crate) fn last_words(&mut self, error: &io::Error) -> String {
+        self.ended(error).map_or_else(|| error.to_string(), |status| status.to_string())
+    }
+}
+
+/// Whether a signal ended it that people and service managers send, and that nothing sends which runs in a jail.
+pub(crate) fn was_told_to_end(status: ExitStatus) -> bool {
+    matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT))
 }
 
 /// A pipe that is read until a time and no longer.
@@ -356,5 +370,37 @@ mod tests {
         let mut child = Jailed::start(command).unwrap();
         let error = child.read(Duration::from_millis(100)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn one_that_closes_its_pipe_and_lives_on_is_not_waited_for() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "exec >&-; exec sleep 600"]);
+        let mut child = Jailed::start(command).unwrap();
+        let error = child.read(Duration::from_secs(60)).unwrap_err();
+        assert_eq!(child.ended(&error).and_then(|status| status.signal()), Some(libc::SIGKILL));
+        assert!(!child.lives());
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_not_waited_for_either() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "printf '\\377\\377\\377\\377'; exec sleep 600"]);
+        let mut child = Jailed::start(command).unwrap();
+        let error = child.read(Duration::from_secs(60)).unwrap_err();
+        assert_eq!(child.last_words(&error), io::Error::from(io::ErrorKind::FileTooLarge).to_string());
+    }
+
+    #[test]
+    fn its_status_is_its_own_and_who_ended_it_is_told_apart() {
+        for (script, signal, told) in [("kill -TERM $$", libc::SIGTERM, true), ("kill -ABRT $$", libc::SIGABRT, false)]
+        {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]);
+            let mut child = Jailed::start(command).unwrap();
+            let error = child.read(Duration::from_secs(60)).unwrap_err();
+            let status = child.ended(&error).unwrap();
+            assert_eq!((status.signal(), was_told_to_end(status)), (Some(signal), told));
+        }
     }
 }

@@ -36,10 +36,14 @@ mod version;
 mod versions;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
 use crate::cli::{Cli, Verb};
+
+/// How long the end waits for threads that still compile or try a plugin: what they come to interests nobody any more.
+const LEFT_BEHIND_TIME: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -52,7 +56,9 @@ fn main() -> ExitCode {
             return ExitCode::from(3);
         }
     };
-    match runtime.block_on(dispatch(cli)) {
+    let done = runtime.block_on(dispatch(cli));
+    runtime.shutdown_timeout(LEFT_BEHIND_TIME);
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             screen::note(&format!("cofferdam: {}", screen_error(&error)));
@@ -61,7 +67,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, each once.
+/// The error and its causes, each once, escaped: a text may hold what a plugin's author chose.
 fn screen_error(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -73,7 +79,7 @@ fn screen_error(error: &anyhow::Error) -> String {
         }
         text.push_str(&cause);
     }
-    text
+    screen::safe_lines(&text)
 }
 
 async fn dispatch(cli: Cli) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ use cofferdam_streams::{Codec, Start, Subscription, WhereRule};
 use serde::{Deserialize, Serialize};
 
 use crate::quantity::{Bytes, Span};
+use crate::screen::safe;
 
 /// The manifest as written.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -175,11 +176,31 @@ pub(crate) struct Manifest {
     pub(crate) canonical: String,
 }
 
+/// Where a file of TOML cannot be read, and why. The line itself is not quoted: it may be of any length, and behind a
+/// link it may be somebody's secret.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line}, column {column}: {message}")]
+pub(crate) struct TomlError {
+    line: usize,
+    column: usize,
+    message: String,
+}
+
+impl TomlError {
+    /// What the parser says of this text.
+    pub(crate) fn new(text: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let (line, column) =
+            (before.matches('\n').count() + 1, before.chars().rev().take_while(|&c| c != '\n').count() + 1);
+        TomlError { line, column, message: safe(&error.message().replace('\n', ", ")) }
+    }
+}
+
 /// What is wrong with a manifest.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ManifestError {
     #[error("{0}")]
-    Syntax(#[from] toml::de::Error),
+    Syntax(#[from] TomlError),
     #[error("{0}")]
     Route(#[from] RouteError),
     #[error("{key} = {value:?} is not understood: {wanted}")]
@@ -201,7 +222,7 @@ fn value(key: &str, value: &str, wanted: &'static str) -> ManifestError {
 impl Manifest {
     /// Reads a manifest. `file_name` is the plugin's name when the manifest gives none.
     pub(crate) fn parse(text: &str, file_name: &str) -> Result<(Self, Option<String>), ManifestError> {
-        let mut raw: RawManifest = toml::from_str(text)?;
+        let mut raw: RawManifest = toml::from_str(text).map_err(|error| TomlError::new(text, &error))?;
         let sha256 = raw.sha256.take();
         // The name is part of the version, whether the manifest or the file's name gives it.
         let name = raw.name.get_or_insert_with(|| file_name.to_owned()).clone();
@@ -407,6 +428,27 @@ mod tests {
         assert!(error("name = \"a/b\"\nsubscribe = [\"a\"]").contains("letters, digits"));
         let misspelt = "[[subscribe]]\nstream = \"a\"\nwhere = { \"/x\" = { prefx = \"1\" } }";
         assert!(error(misspelt).contains("prefix"), "a misspelt rule must not filter everything away");
+    }
+
+    #[test]
+    fn of_a_file_that_cannot_be_read_the_place_is_told_and_no_line_is_quoted() {
+        assert_eq!(error("subscribe = [\"a\"]\n\n  retires = 3").split_once(',').unwrap().0, "line 3");
+        let secret = error("hunter2 and more of it");
+        assert!(secret.starts_with("line 1, column ") && !secret.contains("hunter2"), "{secret}");
+        let long = error(&format!("subscribe = [\"a\"]\nx = {}", "[".repeat(1 << 20)));
+        assert!(long.len() < 1_000, "{} bytes", long.len());
+        let forged = error("\"a\\nERROR forged\\u001b[2J\" = 1");
+        assert!(!forged.contains('\n') && !forged.contains('\u{1b}') && forged.contains("unknown field"), "{forged}");
+    }
+
+    #[test]
+    fn streams_are_counted_before_they_are_compared() {
+        let streams = |count: usize| (0..count).map(|at| format!("\"s{at}\"")).collect::<Vec<_>>().join(",");
+        assert!(Manifest::parse(&format!("subscribe = [{}]", streams(256)), "p").is_ok());
+        assert!(
+            error(&format!("subscribe = [{}]", streams(257))).contains("subscribe names 257 streams, more than 256")
+        );
+        assert!(error(&format!("subscribe = [\"a\"]\nemit = [{}]", streams(257))).contains("emit names 257 streams"));
     }
 
     #[test]

@@ -2,13 +2,13 @@
 //! goes in a host: its codec, its `where`, the limits on what comes in, the handler.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cofferdam_model::route::HOPS_MAX;
 use cofferdam_model::{EntryId, Event, Fault, Message, Outcome};
 use cofferdam_sandbox::record::Calls;
-use cofferdam_sandbox::{Call, LogLine, Plugin, Report, STACK_BYTES, Slot, invoke};
+use cofferdam_sandbox::{Call, LogLine, Plugin, Report, STACK_BYTES, Slot, invoke_within};
 use cofferdam_streams::{Codec, Decoded, RawEntry, Subscription, decode};
 
 /// Messages that a thread runs at a time: enough that handing them over does not count.
@@ -92,8 +92,8 @@ pub(crate) fn entry(input: &Input, subscription: &Subscription) -> RawEntry {
     RawEntry { id: EntryId { ms: input.at_ms, seq: input.seq }, fields }
 }
 
-/// Runs one message on this thread, whose stack must have room for a guest.
-fn run(plugin: &Arc<Plugin>, slot: &mut Slot, subscription: &Subscription, input: &Input) -> Ran {
+/// Runs one message on this thread, whose stack must have room for a guest, for no longer than `time`.
+fn run(plugin: &Arc<Plugin>, slot: &mut Slot, subscription: &Subscription, input: &Input, time: Duration) -> Ran {
     let entry = entry(input, subscription);
     let (id, bytes, limit_bytes) = (entry.id, entry.bytes(), plugin.spec().limits.message_bytes);
     let (message, early) = match decode(entry, id, subscription) {
@@ -110,7 +110,8 @@ fn run(plugin: &Arc<Plugin>, slot: &mut Slot, subscription: &Subscription, input
     if let Some(ended) = early {
         return Ran { message, ended, took: Duration::ZERO, memory_bytes: 0, log: Vec::new(), calls: Calls::new() };
     }
-    let report = invoke(plugin, slot, &Call { message: &message, attempt: 1, started_ms: input.at_ms });
+    let call = Call { message: &message, attempt: 1, started_ms: input.at_ms };
+    let report = invoke_within(plugin, slot, &call, time);
     let ended = match report.result {
         Ok(Outcome::Events(events)) => Ended::Events(events),
         Ok(Outcome::Retry { reason, .. }) => Ended::Retry(reason),
@@ -121,7 +122,8 @@ fn run(plugin: &Arc<Plugin>, slot: &mut Slot, subscription: &Subscription, input
     Ran { message, ended, took, memory_bytes, log, calls }
 }
 
-/// Runs messages on `threads` threads, and gives back what became of each in their order.
+/// Runs messages on `threads` threads, and gives back what became of each in their order. When it is `ends`, what runs is stopped and
+/// the rest is left out.
 ///
 /// # Errors
 /// The machine refuses a thread.
@@ -130,14 +132,20 @@ pub(crate) fn run_all(
     subscription: &Subscription,
     inputs: &[Input],
     threads: usize,
+    ends: Option<Instant>,
 ) -> Result<Vec<Ran>> {
     let next = std::sync::atomic::AtomicUsize::new(0);
+    let left = || match ends {
+        None => Some(Duration::MAX),
+        Some(ends) => ends.checked_duration_since(Instant::now()),
+    };
     let work = || {
         let (mut slot, mut done) = (Slot::default(), Vec::new());
         loop {
             let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let Some(chunk) = inputs.chunks(CHUNK).nth(at) else { return done };
-            done.push((at, chunk.iter().map(|input| run(plugin, &mut slot, subscription, input)).collect::<Vec<_>>()));
+            let ran = chunk.iter().map_while(|input| Some(run(plugin, &mut slot, subscription, input, left()?)));
+            done.push((at, ran.collect::<Vec<_>>()));
         }
     };
     let mut done = std::thread::scope(|scope| -> Result<Vec<(usize, Vec<Ran>)>> {

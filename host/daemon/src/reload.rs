@@ -22,6 +22,7 @@ use crate::approval::Claim;
 use crate::candidate::{Candidate, Files, scan};
 use crate::commands::deploy::short;
 use crate::mutants::planted;
+use crate::screen::safe_lines;
 use crate::steps::as_lines;
 use crate::supervisor::{Note, Supervisor};
 use crate::versions::Versions;
@@ -55,6 +56,8 @@ struct Memory {
     /// The bytes last read, by their hash, and since when they are the same.
     bytes: Option<(Digest, Instant)>,
     read_at: Option<Instant>,
+    /// They could not be read, and are not until they change.
+    unreadable: bool,
     /// The bytes that were admitted or refused; they are not tried again.
     tried: Option<Digest>,
     missing: u8,
@@ -215,6 +218,9 @@ impl Folder {
         let unchanged = memory.stats == stats;
         let fresh = memory.read_at.is_some_and(|at| now - at < REHASH_EVERY);
         let done = memory.tried.is_some() && memory.tried == memory.bytes.map(|(digest, _)| digest);
+        if unchanged && fresh && memory.unreadable {
+            return true;
+        }
         if unchanged && fresh && done {
             if !self.was_approved(name).await {
                 return true;
@@ -224,17 +230,18 @@ impl Folder {
             return false;
         }
         memory.stats = stats;
-        let candidate = match files.read() {
-            Ok(candidate) => candidate,
+        memory.read_at = Some(now);
+        let read = read(files.clone()).await;
+        let memory = self.memory.entry(name.to_owned()).or_default();
+        memory.unreadable = read.is_err();
+        let (candidate, bytes) = match read {
+            Ok(read) => read,
             Err(text) => {
-                // Perhaps it is just being replaced; if not, the next look says the same.
-                self.supervisor.note(name, Note { waiting: true, ..Note::about(String::new(), text) });
+                // Perhaps it is just being replaced; if not, the next look finds it as it was.
+                self.supervisor.note(name, Note { waiting: true, ..Note::about(String::new(), safe_lines(&text)) });
                 return false;
             }
         };
-        let memory = self.memory.entry(name.to_owned()).or_default();
-        memory.read_at = Some(now);
-        let bytes = candidate.bytes_digest();
         let since = match memory.bytes {
             Some((known, since)) if known == bytes => since,
             _ => {
@@ -365,13 +372,34 @@ impl Folder {
     }
 }
 
-/// Writes a file of ours, and never through a link that somebody else put there.
+/// Reads a plugin's files, with their digest, on a thread that may block: the largest take a while, and a lane must not wait for that.
+async fn read(files: Files) -> Result<(Candidate, Digest), String> {
+    let work = move || {
+        let candidate = files.read()?;
+        // Its other slow answers are had here too.
+        let (bytes, _) = (candidate.bytes_digest(), candidate.parsed());
+        Ok((candidate, bytes))
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(format!("the host failed on it: {error}")))
+}
+
+/// Puts a file of ours in the place of whatever stands there. A link is replaced and not followed, and a pipe is not opened, which would
+/// wait for a reader.
 fn write_here(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).custom_flags(no_links).open(path)?;
-    std::io::Write::write_all(&mut file, text.as_bytes())
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    // The folder's own look passes over names that begin with a dot.
+    let new = path.with_file_name(format!(".{name}.new"));
+    let create = || fs::OpenOptions::new().write(true).create_new(true).open(&new);
+    let mut file = match create() {
+        // A host that was killed left it, or somebody put it there.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            fs::remove_file(&new)?;
+            create()?
+        }
+        created => created?,
+    };
+    std::io::Write::write_all(&mut file, text.as_bytes())?;
+    fs::rename(&new, path)
 }
 
 fn watch_folder(dir: &Path, hints: mpsc::Sender<()>) -> Option<RecommendedWatcher> {

@@ -10,6 +10,7 @@ use cofferdam_streams::Evidence;
 
 use crate::apart::Apart;
 use crate::clock;
+use crate::quantity::show_bytes;
 use crate::screen::safe;
 use crate::version::{Seat, Version};
 
@@ -101,6 +102,11 @@ fn run_apart(process: &Apart, seat: &Seat, gate: &LogGate, mut job: Job) {
         match process.run(&version, delivery, started_ms) {
             Ok(report) => finish(&mut job, gate, &version, report, started_ms),
             Err(fault) => {
+                // A host that is ended takes its children with it in ways that only who ends it knows.
+                let fault = match fault {
+                    Fault::ProcessDied { text } if job.is_stopping() => Fault::Host { text },
+                    fault => fault,
+                };
                 count(&version, Some(&fault), true);
                 let evidence = Evidence { started_ms: Some(started_ms), ..Evidence::default() };
                 job.finish(Err(fault), Some(version.terms.clone()), evidence);
@@ -135,28 +141,49 @@ fn finish(job: &mut Job, gate: &LogGate, version: &Version, report: Report, star
 /// Lets through what somebody could read, so that a plugin which logs at every message fills no disk.
 #[derive(Default)]
 struct LogGate {
-    /// Since when is counted, lines let through since, and lines left out since.
-    counted: Mutex<Option<(Instant, usize, u64)>>,
+    counted: Mutex<Option<Counted>>,
+}
+
+/// What came of one plugin's log in a second.
+struct Counted {
+    since: Instant,
+    /// Lines and bytes that were let through.
+    lines: usize,
+    bytes: usize,
+    /// Lines that were left out.
+    left_out: u64,
 }
 
 /// Lines of one plugin that go to the host's log in a second: what a terminal shows in passing.
 const LINES_A_SECOND: usize = 1_000;
+/// Their bytes, as they are written: what is escaped grows to six times its size.
+const BYTES_A_SECOND: usize = 1 << 20;
 
 impl LogGate {
-    /// How many of these lines may be written, and how many were left out in the second before this one.
-    fn pass(&self, lines: usize) -> (usize, u64) {
+    /// Those of the lines that may be written, escaped, and how many were left out in the second before this one.
+    fn pass<'a>(&self, lines: &'a [LogLine]) -> (Vec<(&'a LogLine, String)>, u64) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut before = 0;
-        let (since, passed, left_out) = match *counted {
-            Some((since, passed, left_out)) if since.elapsed() < Duration::from_secs(1) => (since, passed, left_out),
+        let old = counted.take();
+        let (mut now, before) = match old {
+            Some(counted) if counted.since.elapsed() < Duration::from_secs(1) => (counted, 0),
             other => {
-                before = other.map_or(0, |(_, _, left_out)| left_out);
-                (Instant::now(), 0, 0)
+                let fresh = Counted { since: Instant::now(), lines: 0, bytes: 0, left_out: 0 };
+                (fresh, other.map_or(0, |counted| counted.left_out))
             }
         };
-        let room = lines.min(LINES_A_SECOND.saturating_sub(passed));
-        *counted = Some((since, passed + room, left_out + (lines - room) as u64));
-        (room, before)
+        let mut passed = Vec::new();
+        for line in lines {
+            if now.lines >= LINES_A_SECOND || now.bytes >= BYTES_A_SECOND {
+                break;
+            }
+            let text = safe(&line.line);
+            now.lines += 1;
+            now.bytes += text.len();
+            passed.push((line, text));
+        }
+        now.left_out += (lines.len() - passed.len()) as u64;
+        *counted = Some(now);
+        (passed, before)
     }
 }
 
@@ -165,12 +192,15 @@ fn log_lines(gate: &LogGate, plugin: &str, message: &Message, lines: &[LogLine])
     if lines.is_empty() {
         return;
     }
-    let (room, left_out) = gate.pass(lines.len());
+    let (passed, left_out) = gate.pass(lines);
     if left_out > 0 {
-        tracing::warn!(target: "plugin", plugin, "{left_out} lines of its log were left out: more than {LINES_A_SECOND} a second");
+        tracing::warn!(
+            target: "plugin", plugin,
+            "{left_out} lines of its log were left out: more than {LINES_A_SECOND} or {} a second", show_bytes(BYTES_A_SECOND as u64)
+        );
     }
-    for LogLine { level, line } in lines.iter().take(room) {
-        let (line, id) = (safe(line), message.id);
+    for (LogLine { level, .. }, line) in passed {
+        let id = message.id;
         match level {
             LogLevel::Error => tracing::error!(target: "plugin", plugin, %id, "{line}"),
             LogLevel::Warn => tracing::warn!(target: "plugin", plugin, %id, "{line}"),
@@ -203,11 +233,26 @@ mod tests {
     #[test]
     fn more_lines_than_anybody_reads_are_left_out_and_counted() {
         let gate = LogGate::default();
-        assert_eq!(gate.pass(900), (900, 0));
-        assert_eq!(gate.pass(300), (100, 0));
-        *gate.counted.lock().unwrap() =
-            Instant::now().checked_sub(Duration::from_secs(2)).map(|then| (then, 1_000, 200));
-        assert_eq!(gate.pass(5), (5, 200));
-        assert_eq!(gate.pass(5), (5, 0));
+        let pass = |lines: usize, line: &str| {
+            let lines = vec![LogLine { level: LogLevel::Info, line: line.to_owned() }; lines];
+            let (passed, before) = gate.pass(&lines);
+            (passed.len(), before)
+        };
+        let age = || {
+            let mut counted = gate.counted.lock().unwrap();
+            let counted = counted.as_mut().unwrap();
+            counted.since = counted.since.checked_sub(Duration::from_secs(2)).unwrap();
+        };
+        assert_eq!(pass(900, ""), (900, 0));
+        assert_eq!(pass(300, ""), (100, 0));
+        age();
+        assert_eq!(pass(5, ""), (5, 200));
+        assert_eq!(pass(5, ""), (5, 0));
+        age();
+        // Each of these has 20 KiB once it is escaped.
+        let (passed, _) = pass(900, &"\u{1}".repeat(4_096));
+        assert!((50..60).contains(&passed), "{passed} lines");
+        age();
+        assert_eq!(pass(1, ""), (1, 900 - passed as u64));
     }
 }

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::screen::safe_lines;
+
 /// A step of admission. What costs nothing comes before the compiler, and nothing that nobody vouches for reaches it when
 /// signatures are required.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,8 +94,10 @@ pub(crate) struct Refusal {
     pub(crate) text: String,
 }
 
+/// A refusal. Its text goes to terminals, logs, files and Redis, and may quote what a plugin's author wrote: it is escaped and cut here.
+/// Line ends stay, so whatever quotes an author's name or text escapes those itself.
 pub(crate) fn refuse(step: Step, text: impl fmt::Display) -> Refusal {
-    Refusal { step, text: text.to_string() }
+    Refusal { step, text: safe_lines(&text.to_string()) }
 }
 
 /// The steps of one candidate, as they are done.
@@ -134,7 +138,7 @@ impl Steps {
         let now = Instant::now();
         let ms = u64::try_from((now - self.since).as_millis()).unwrap_or(u64::MAX);
         self.since = now;
-        self.done.push(StepReport { step, went, text: text.to_string(), ms });
+        self.done.push(StepReport { step, went, text: safe_lines(&text.to_string()), ms });
     }
 
     /// What was done.

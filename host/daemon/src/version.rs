@@ -15,6 +15,7 @@ use crate::compile::Compiler;
 use crate::config::Config;
 use crate::manifest::Manifest;
 use crate::mutants::planted;
+use crate::screen::safe;
 use crate::signature::Signed;
 use crate::steps::{Refusal, Step, StepReport, Steps, refuse};
 use crate::versions::Tried;
@@ -45,8 +46,13 @@ pub(crate) struct Version {
 
 /// The digest of a version: what its wasm and its manifest say, whatever the files are called.
 pub(crate) fn digest(wasm: &[u8], manifest: &Manifest) -> Digest {
+    digest_of(&Digest::of(wasm), manifest)
+}
+
+/// The same, of a wasm whose digest is known.
+pub(crate) fn digest_of(wasm: &Digest, manifest: &Manifest) -> Digest {
     let mut text = String::from("cofferdam version 1\n");
-    text.push_str(&Digest::of(wasm).to_string());
+    text.push_str(&wasm.to_string());
     text.push('\n');
     text.push_str(&manifest.canonical);
     Digest::of(text.as_bytes())
@@ -71,9 +77,8 @@ fn take(
     candidate: &Candidate,
     steps: &mut Steps,
 ) -> Result<Version, Refusal> {
-    let (manifest, sha256) =
-        Manifest::parse(&candidate.manifest, &candidate.file_name).map_err(|error| refuse(Step::Manifest, error))?;
-    let found = Digest::of(&candidate.wasm).to_string();
+    let (manifest, sha256) = candidate.parsed().map_err(|error| refuse(Step::Manifest, error))?.clone();
+    let found = candidate.wasm_digest().to_string();
     match sha256 {
         Some(wanted) if !wanted.eq_ignore_ascii_case(&found) && !planted("no-whole-file") => {
             let text = format!("the wasm's sha256 is {found}, and the manifest says otherwise");
@@ -100,7 +105,7 @@ fn take(
     if let Some(site) = config.site_config(&manifest.name) {
         effective.extend(site.iter().map(|(key, value)| (key.clone(), value.clone())));
     }
-    let digest = digest(&candidate.wasm, &manifest);
+    let digest = digest_of(&candidate.wasm_digest(), &manifest);
     let config_digest = Digest::of(serde_json::to_string(&effective).unwrap_or_default().as_bytes());
     let stamp =
         VersionStamp { plugin: manifest.name.clone(), digest: digest.to_string(), config: config_digest.to_string() };
@@ -114,8 +119,8 @@ fn take(
     };
     let artifact = compiler.artifact(&candidate.wasm)?;
     steps.ok(Step::Compile, "in the jail, within its bounds");
-    let plugin =
-        Plugin::from_artifact(compiler.engine(), &artifact, spec).map_err(|error| refuse(step(&error), error))?;
+    let plugin = Plugin::from_artifact(compiler.engine(), &artifact, spec)
+        .map_err(|error| refuse(step(&error), safe(&error.to_string())))?;
     steps.ok(Step::World, format!("a {}", plugin.abi()));
     match plugin.abi() {
         Abi::Component => steps.ok(Step::Trial, "an instance starts"),
@@ -190,7 +195,7 @@ fn try_cases(
             failed.len(),
             cases.len(),
             first.name,
-            first.mismatch.as_deref().unwrap_or_default(),
+            safe(first.mismatch.as_deref().unwrap_or_default()),
             candidate.file_name
         ),
     ))

@@ -1,5 +1,6 @@
 //! Which streams a plugin reads and which it may write, proved consistent when built.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::{Event, Fault, ReasonCode};
@@ -17,6 +18,8 @@ pub const ENVELOPE_FIELDS: [&str; 7] =
     ["message_id", "payload", "priority", "timestamp", "producer_id", "retry_count", "max_retries"];
 /// Longest name of a stream, in bytes.
 pub const STREAM_NAME_BYTES_MAX: usize = 256;
+/// Streams that one plugin may read, and that it may write: far more than any does, and few enough to look through for every event.
+pub const STREAMS_MAX: usize = 256;
 /// Attributes that one event may carry: far more than any schema needs, and few enough for one Redis command.
 pub const ATTRIBUTES_MAX: usize = 256;
 /// Plugins that a message and its descendants may pass, as promised in the wire format.
@@ -81,6 +84,14 @@ pub enum RouteError {
     /// No subscription at all.
     #[error("it subscribes to no stream: write subscribe = [\"stream:attacks\"] into its manifest")]
     NoSubscription,
+    /// More than [`STREAMS_MAX`].
+    #[error("its {key} names {count} streams, more than {STREAMS_MAX}")]
+    TooMany {
+        /// `subscribe` or `emit`.
+        key: &'static str,
+        /// How many.
+        count: usize,
+    },
     /// The same stream twice.
     #[error("it subscribes to {name:?} twice")]
     SubscribedTwice {
@@ -118,6 +129,7 @@ fn short(error: &RouteError) -> String {
         | RouteError::NameTooLong { .. }
         | RouteError::Reserved { .. }
         | RouteError::NoSubscription
+        | RouteError::TooMany { .. }
         | RouteError::SubscribedTwice { .. }
         | RouteError::OwnCycle { .. } => error.to_string(),
     }
@@ -139,18 +151,24 @@ impl Route {
     /// Builds the route of a plugin.
     ///
     /// # Errors
-    /// Names the first stream that is malformed, reserved, subscribed twice, or both read and written.
+    /// Names the first stream that is malformed, reserved, subscribed twice, or both read and written; or there are too many.
     pub fn new(subscribe: Vec<String>, emit: Vec<String>) -> Result<Self, RouteError> {
         if subscribe.is_empty() {
             return Err(RouteError::NoSubscription);
         }
-        for (index, name) in subscribe.iter().enumerate() {
+        for (key, streams) in [("subscribe", &subscribe), ("emit", &emit)] {
+            if streams.len() > STREAMS_MAX {
+                return Err(RouteError::TooMany { key, count: streams.len() });
+            }
+        }
+        let mut read = BTreeSet::new();
+        for name in &subscribe {
             check_stream_name(name)?;
             // A plugin that read the dead letters and failed on one would write the next, and so on for ever.
             if name.starts_with(RESERVED_PREFIX) || name == DEAD_LETTER_STREAM {
                 return Err(RouteError::Reserved { name: name.clone() });
             }
-            if subscribe.iter().take(index).any(|other| other == name) {
+            if !read.insert(name) {
                 return Err(RouteError::SubscribedTwice { name: name.clone() });
             }
         }
@@ -159,7 +177,7 @@ impl Route {
             if is_reserved(name) {
                 return Err(RouteError::Reserved { name: name.clone() });
             }
-            if subscribe.contains(name) {
+            if read.contains(name) {
                 return Err(RouteError::OwnCycle { name: name.clone() });
             }
         }
@@ -240,6 +258,8 @@ mod tests {
         assert!(matches!(route(&["a b"], &[]), Err(RouteError::BadName { .. })));
         assert!(matches!(route(&["a", "a"], &[]), Err(RouteError::SubscribedTwice { .. })));
         assert!(matches!(route(&["a"], &["a"]), Err(RouteError::OwnCycle { .. })));
+        assert!(matches!(route(&["a"], &["b"; 257]), Err(RouteError::TooMany { key: "emit", count: 257 })));
+        assert!(matches!(route(&["a"; 257], &[]), Err(RouteError::TooMany { key: "subscribe", .. })));
         assert!(matches!(route(&["cofferdam:format"], &[]), Err(RouteError::Reserved { .. })));
         assert!(matches!(route(&["a"], &[DEAD_LETTER_STREAM]), Err(RouteError::Reserved { .. })));
         assert!(matches!(route(&[DEAD_LETTER_STREAM], &["stream:alerts"]), Err(RouteError::Reserved { .. })));

@@ -14,6 +14,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cofferdam_model::{Event, Fault, Message, Outcome, ReasonCode};
@@ -37,9 +38,9 @@ const EXIT_REJECT: i32 = 65;
 const QUOTE_CHARS_MAX: usize = 120;
 
 /// Runs a program over one message.
-pub(crate) fn run(plugin: &Plugin, call: &Call<'_>) -> Done {
+pub(crate) fn run(plugin: &Plugin, call: &Call<'_>, deadline: Duration) -> Done {
     let stdin = Bytes::from(message_json(call.message, call.attempt));
-    let delivery = Delivery::new(call.message, call.attempt, call.started_ms);
+    let delivery = Delivery::new(call.message, call.attempt, call.started_ms, deadline);
     let mut store = new_store(plugin, delivery, Some(Command { stdin, preview1: None }));
     let ended = match &plugin.code {
         Code::Run(pre) => match pre.instantiate(&mut store) {

@@ -95,8 +95,10 @@ impl Console {
     pub(crate) fn stdout(&mut self, written: &[u8]) -> Result<(), Stop> {
         match &mut self.stdout {
             Stdout::Log(partial) => {
-                let lines = partial.push(written);
-                lines.into_iter().for_each(|line| self.line(LogLevel::Info, line));
+                let mut partial = mem::take(partial);
+                let rest = self.skim(&mut partial, written);
+                partial.push(rest, |line| self.line(LogLevel::Info, line));
+                self.stdout = Stdout::Log(partial);
                 Ok(())
             }
             Stdout::Kept { bytes, bytes_max } => {
@@ -112,9 +114,24 @@ impl Console {
 
     /// Bytes on standard error.
     pub(crate) fn stderr(&mut self, written: &[u8]) {
-        for line in self.stderr.push(written) {
-            self.stderr_line(line);
+        let mut partial = mem::take(&mut self.stderr);
+        let rest = self.skim(&mut partial, written);
+        partial.push(rest, |line| self.stderr_line(line));
+        self.stderr = partial;
+    }
+
+    /// What must be looked at of bytes that were written: all of them, or when the log is full only the last line that they end and
+    /// the one that they begin. The lines before are counted as dropped.
+    fn skim<'a>(&mut self, partial: &mut Partial, written: &'a [u8]) -> &'a [u8] {
+        if !self.is_full() {
+            return written;
         }
+        let last_end = |bytes: &[u8]| bytes.iter().rposition(|&byte| byte == b'\n');
+        let before_last = last_end(written).and_then(|last| last_end(written.get(..last)?));
+        let Some((skipped, rest)) = before_last.and_then(|at| written.split_at_checked(at + 1)) else { return written };
+        self.dropped += skipped.iter().filter(|&&byte| byte == b'\n').count() as u64;
+        partial.bytes.clear();
+        rest
     }
 
     fn stderr_line(&mut self, line: String) {
@@ -174,18 +191,16 @@ impl Console {
 }
 
 impl Partial {
-    /// Adds bytes and gives the lines that they end. What does not fit a line is dropped.
-    fn push(&mut self, written: &[u8]) -> Vec<String> {
-        let mut lines = Vec::new();
+    /// Adds bytes and hands on each line that they end. What does not fit a line is dropped.
+    fn push(&mut self, written: &[u8], mut ended: impl FnMut(String)) {
         let mut parts = written.split(|&byte| byte == b'\n').peekable();
         while let Some(part) = parts.next() {
             let room = LINE_BYTES_MAX.saturating_add(4).saturating_sub(self.bytes.len());
             self.bytes.extend_from_slice(part.get(..room.min(part.len())).unwrap_or_default());
             if parts.peek().is_some() {
-                lines.push(self.take().unwrap_or_default());
+                ended(self.take().unwrap_or_default());
             }
         }
-        lines
     }
 
     fn take(&mut self) -> Option<String> {
@@ -193,5 +208,37 @@ impl Partial {
             return None;
         }
         Some(String::from_utf8_lossy(&mem::take(&mut self.bytes)).trim_end_matches('\r').to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(lines: &[LogLine]) -> Vec<&str> {
+        lines.iter().map(|line| line.line.as_str()).collect()
+    }
+
+    #[test]
+    fn lines_are_put_together_over_writes_and_counted_when_there_is_no_room() {
+        let mut console = Console::new(2, 1_000, None);
+        console.stderr(b"one\ntw");
+        console.stderr(b"o\nthree\nfo");
+        // The log is full from here on: what lies between is counted and not looked at.
+        console.stderr(b"ur\n\n\nlast\nand mo");
+        assert_eq!(console.last_stderr(), "last");
+        console.stderr(b"re");
+        console.finish();
+        assert_eq!(console.last_stderr(), "and more");
+        assert_eq!(texts(&console.take_lines()), ["one", "two", "6 more lines were dropped: limits.log is reached"]);
+    }
+
+    #[test]
+    fn a_flood_of_line_ends_on_standard_output_is_counted() {
+        let mut console = Console::new(1, 1_000, None);
+        for _ in 0..3 {
+            console.stdout(&[b'\n'; 10_000]).unwrap();
+        }
+        assert_eq!(texts(&console.take_lines()), ["", "29999 more lines were dropped: limits.log is reached"]);
     }
 }

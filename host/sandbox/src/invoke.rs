@@ -119,10 +119,16 @@ impl Slot {
 /// Runs one message through a plugin, on this thread: its stack must have room for the guest's ([`crate::STACK_BYTES`]).
 /// Never panics; a panic inside is a fault of the host.
 pub fn invoke(plugin: &Arc<Plugin>, slot: &mut Slot, call: &Call<'_>) -> Report {
+    invoke_within(plugin, slot, call, Duration::MAX)
+}
+
+/// The same with another deadline, when that is shorter than the plugin's own.
+pub fn invoke_within(plugin: &Arc<Plugin>, slot: &mut Slot, call: &Call<'_>, deadline: Duration) -> Report {
+    let deadline = deadline.min(plugin.spec().limits.deadline);
     let began = Instant::now();
     let _running = plugin.engine().running();
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        let mut done = run(plugin, slot, call);
+        let mut done = run(plugin, slot, call, deadline);
         if let Ok(Outcome::Events(events)) = &done.result
             && let Err(fault) = within_quota(plugin, events)
         {
@@ -155,20 +161,20 @@ pub(crate) struct Done {
     pub(crate) calls: Calls,
 }
 
-fn run(plugin: &Arc<Plugin>, slot: &mut Slot, call: &Call<'_>) -> Done {
+fn run(plugin: &Arc<Plugin>, slot: &mut Slot, call: &Call<'_>, deadline: Duration) -> Done {
     let spec = plugin.spec();
     match &plugin.code {
         Code::Handler(pre) => match spec.instances {
-            Instances::Fresh => fresh(plugin, pre, call),
-            Instances::Reuse => reuse(plugin, pre, slot, call),
+            Instances::Fresh => fresh(plugin, pre, call, deadline),
+            Instances::Reuse => reuse(plugin, pre, slot, call, deadline),
         },
-        Code::Run(_) | Code::Start(_) => command::run(plugin, call),
+        Code::Run(_) | Code::Start(_) => command::run(plugin, call, deadline),
     }
 }
 
 /// A new instance for this message alone.
-fn fresh(plugin: &Plugin, pre: &HandlerPre<State>, call: &Call<'_>) -> Done {
-    let mut store = new_store(plugin, delivery(call), None);
+fn fresh(plugin: &Plugin, pre: &HandlerPre<State>, call: &Call<'_>, deadline: Duration) -> Done {
+    let mut store = new_store(plugin, delivery(call, deadline), None);
     let result = match pre.instantiate(&mut store) {
         Ok(handler) => handle(&mut store, &handler, call),
         Err(error) => Err(fault(&mut store, &error, Phase::Start)),
@@ -177,16 +183,16 @@ fn fresh(plugin: &Plugin, pre: &HandlerPre<State>, call: &Call<'_>) -> Done {
 }
 
 /// The slot's instance, renewed when it is another plugin's, worn out or grown.
-fn reuse(plugin: &Arc<Plugin>, pre: &HandlerPre<State>, slot: &mut Slot, call: &Call<'_>) -> Done {
+fn reuse(plugin: &Arc<Plugin>, pre: &HandlerPre<State>, slot: &mut Slot, call: &Call<'_>, deadline: Duration) -> Done {
     let kept = slot.live.take().filter(|live| Arc::ptr_eq(&live.plugin, plugin) && live.is_fit());
     let mut live = match kept {
         Some(mut live) => {
-            live.store.data_mut().begin(delivery(call));
+            live.store.data_mut().begin(delivery(call, deadline));
             live.store.set_epoch_deadline(1);
             live
         }
         None => {
-            let mut store = new_store(plugin, delivery(call), None);
+            let mut store = new_store(plugin, delivery(call, deadline), None);
             match pre.instantiate(&mut store) {
                 Ok(handler) => Live { plugin: Arc::clone(plugin), store, handler, calls: 0, warm_bytes: 0 },
                 Err(error) => {
@@ -221,8 +227,8 @@ impl Live {
     }
 }
 
-fn delivery(call: &Call<'_>) -> Delivery {
-    Delivery::new(call.message, call.attempt, call.started_ms)
+fn delivery(call: &Call<'_>, deadline: Duration) -> Delivery {
+    Delivery::new(call.message, call.attempt, call.started_ms, deadline)
 }
 
 /// Hands the message in and checks what comes out.
@@ -478,7 +484,8 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
 pub(crate) fn trial(plugin: &Plugin) -> Result<(), LoadError> {
     let Code::Handler(pre) = &plugin.code else { return Ok(()) };
     let _running = plugin.engine().running();
-    let delivery = Delivery { stream: Arc::from("trial"), id: EntryId::ZERO, attempt: 1, started_ms: 0 };
+    let deadline = plugin.spec().limits.deadline;
+    let delivery = Delivery { stream: Arc::from("trial"), id: EntryId::ZERO, attempt: 1, started_ms: 0, deadline };
     let mut store = new_store(plugin, delivery, None);
     let Err(error) = pre.instantiate(&mut store) else { return Ok(()) };
     let fault = fault(&mut store, &error, Phase::Start);

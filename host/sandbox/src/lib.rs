@@ -38,6 +38,6 @@ pub use artifact::{Artifact, compile};
 pub use describe::{Description, MANIFEST_SECTION, describe, embedded_manifest};
 pub use engine::{Engine, EngineConfig, WASM_STACK_BYTES as GUEST_STACK_BYTES};
 pub use error::{LoadError, SandboxError};
-pub use invoke::{Call, LogLevel, LogLine, Report, Slot, invoke};
+pub use invoke::{Call, LogLevel, LogLine, Report, Slot, invoke, invoke_within};
 pub use plugin::{Abi, Digest, Instances, Limits, Plugin, PluginSpec};
 pub use workers::{Refused, STACK_BYTES, Workers};

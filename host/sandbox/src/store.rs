@@ -61,6 +61,8 @@ pub(crate) struct Delivery {
     pub(crate) id: EntryId,
     pub(crate) attempt: u32,
     pub(crate) started_ms: u64,
+    /// How long it may take.
+    pub(crate) deadline: Duration,
 }
 
 /// Counts what the guest takes, and remembers what it was refused.
@@ -157,8 +159,8 @@ impl State {
     /// Makes a reused instance ready for its next delivery. Its memory and its handles stay; everything that is counted,
     /// time and randomness begin anew.
     pub(crate) fn begin(&mut self, delivery: Delivery) {
-        let limits = &self.spec.limits;
-        self.wait.deadline_at = self.wait.engine.deadline(limits.deadline);
+        self.wait.deadline = delivery.deadline;
+        self.wait.deadline_at = self.wait.engine.deadline(delivery.deadline);
         self.wait.time.begin(delivery.started_ms);
         self.meter.host_calls = 0;
         self.meter.memory_refused = None;
@@ -172,8 +174,8 @@ impl State {
 }
 
 impl Delivery {
-    pub(crate) fn new(message: &Message, attempt: u32, started_ms: u64) -> Self {
-        Delivery { stream: Arc::clone(&message.stream), id: message.id, attempt, started_ms }
+    pub(crate) fn new(message: &Message, attempt: u32, started_ms: u64, deadline: Duration) -> Self {
+        Delivery { stream: Arc::clone(&message.stream), id: message.id, attempt, started_ms, deadline }
     }
 }
 
@@ -199,8 +201,8 @@ pub(crate) fn new_store(plugin: &Plugin, delivery: Delivery, command: Option<Com
         },
         wait: Wait {
             engine: engine.clone(),
-            deadline: limits.deadline,
-            deadline_at: engine.deadline(limits.deadline),
+            deadline: delivery.deadline,
+            deadline_at: engine.deadline(delivery.deadline),
             time: Arc::new(VirtualTime::new(delivery.started_ms)),
         },
         delivery,

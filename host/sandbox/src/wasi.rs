@@ -410,6 +410,14 @@ impl State {
 
 impl OutputStream for ConsoleStream {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        // More than was permitted is a trap by WASI's own words, and what stands behind a write takes time that no deadline ends.
+        if bytes.len() > WRITE_BYTES_MAX {
+            let text = format!(
+                "a write to a stream of {} bytes, more than check-write permits ({WRITE_BYTES_MAX})",
+                bytes.len()
+            );
+            return Err(StreamError::trap(&text));
+        }
         let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
         match self.channel {
             Channel::Stdout => console.stdout(&bytes).map_err(trap),

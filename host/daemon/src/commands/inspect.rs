@@ -80,7 +80,7 @@ fn look(config: &Config, args: &Args) -> Result<Found> {
         files.manifest = Some(manifest.clone());
     }
     let candidate = files.read().map_err(Usage)?;
-    let description = describe(&candidate.wasm).map_err(|error| Failed(error.to_string()))?;
+    let description = describe(&candidate.wasm).map_err(|error| Failed(safe(&error.to_string())))?;
     let manifest = match candidate.manifest.is_empty() {
         true => None,
         false => {

@@ -210,7 +210,7 @@ async fn watch(common: &Common, args: &Args, path: &Path) -> Result<()> {
     watcher.watch(dir, RecursiveMode::NonRecursive).with_context(|| format!("cannot watch {}", dir.display()))?;
     loop {
         if let Err(error) = once(common, args, path) {
-            note(&format!("cofferdam: {error:#}"));
+            note(&format!("cofferdam: {}", screen::safe_lines(&format!("{error:#}"))));
         }
         note(&format!("watching {}; interrupt to end", dir.display()));
         if hinted.recv().await.is_none() {

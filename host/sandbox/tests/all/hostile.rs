@@ -370,3 +370,23 @@ fn a_full_pool_is_the_hosts_fault_and_charges_nobody() {
     held.clear();
     assert!(call_in(&plugin, &mut other, &message("{}")).result.is_ok());
 }
+
+#[test]
+fn a_write_of_more_than_is_permitted_is_a_trap() {
+    let imports = r#"(import "wasi:cli/stderr@0.2.3" "get-stderr" (func $stderr (result i32)))
+        (import "wasi:io/streams@0.2.3" "[method]output-stream.write" (func $write (param i32 i32 i32 i32)))"#;
+    let run = |bytes: u32| {
+        let body = format!(
+            "(drop (memory.grow (i32.const 200)))
+            (memory.fill (i32.const 65536) (i32.const 10) (i32.const {bytes}))
+            (call $write (call $stderr) (i32.const 65536) (i32.const {bytes}) (i32.const 3000))
+            (call $ok (i32.const 0))"
+        );
+        call(&load_with(&handler(imports, "", &body), |spec| spec.limits.output_bytes = 32 << 20))
+    };
+    let permitted = run(65_536);
+    assert_eq!(permitted.result, Ok(Outcome::Events(vec![])));
+    assert!(permitted.log.last().unwrap().line.contains("more lines were dropped"), "{:?}", permitted.log.last());
+    let Err(Fault::Trap { text, .. }) = run(8 << 20).result else { panic!("no trap") };
+    assert!(text.contains("a write to a stream of 8388608 bytes, more than check-write permits (65536)"), "{text}");
+}

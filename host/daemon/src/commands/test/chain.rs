@@ -116,7 +116,7 @@ impl Chain<'_> {
                 let manifest = &plugin.manifest;
                 let reads = manifest.subscribed.iter().find(|sub| *sub.subscription.stream == *wave.stream);
                 let Some(reads) = reads else { continue };
-                let ran = run_all(&plugin.plugin, &reads.subscription, &wave.inputs, self.threads)?;
+                let ran = run_all(&plugin.plugin, &reads.subscription, &wave.inputs, self.threads, None)?;
                 for (input, ran) in wave.inputs.iter().zip(ran) {
                     *self.counts.entry((manifest.name.clone(), ran.ended.word())).or_default() += 1;
                     match ran.ended {

@@ -237,7 +237,7 @@ pub(super) fn run(common: &Common, args: &Args, version: &Version) -> Result<u64
             break;
         }
         let first = totals.messages;
-        for (at, ran) in run_all(&version.plugin, &subscription, &batch, args.threads())?.iter().enumerate() {
+        for (at, ran) in run_all(&version.plugin, &subscription, &batch, args.threads(), None)?.iter().enumerate() {
             totals.add(ran);
             if let (Some(out), Ended::Events(events)) = (&mut out, &ran.ended) {
                 for event in events {
