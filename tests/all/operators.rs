@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use cofferdam_streams::dead_letters::Operator;
 use cofferdam_tests::{Host, Place, Redis, cofferdam, comes_true, errors, guest, program, publish, wait_until};
 use serde_json::Value;
 
@@ -11,6 +12,9 @@ use serde_json::Value;
 pub(crate) fn is_full() -> bool {
     std::env::var_os("COFFERDAM_CHAOS").is_some_and(|text| text == "full")
 }
+
+/// Who sends back in tests.
+pub(crate) const OPERATOR: Operator<'static> = Operator { at: "", who: "tests", why: "a test" };
 
 /// A number of the ledger of the actor's group.
 pub(crate) fn ledger(redis: &Redis, field: &str) -> u64 {
