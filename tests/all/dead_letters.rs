@@ -1,4 +1,4 @@
-//! Dead letters in the hands of operators: several acts at once, and letters that hold less than their entry.
+//! Dead letters in the hands of operators: which ones an act takes, several acts at once, and letters that hold less than their entry.
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -50,6 +50,23 @@ fn ids(redis: &Redis) -> Vec<String> {
     let text = redis.cli(&["--json", "XRANGE", DEAD, "-", "+"]);
     let entries: Vec<(String, Vec<String>)> = serde_json::from_str(&text).unwrap_or_default();
     entries.into_iter().map(|(id, _)| id).collect()
+}
+
+#[test]
+fn an_act_since_what_is_no_moment_takes_nothing() {
+    let (redis, place) = (Redis::start(), Place::new());
+    leave_letters(&redis, &place, 3);
+    let seconds = redis.cli(&["TIME"]).lines().next().unwrap().to_owned();
+    for since in ["2027-01", &seconds] {
+        let output = dlq(&redis, &["discard", "--all", "--yes", "--since", since]);
+        assert_eq!(output.status.code(), Some(2), "{since}: {}", said(&output));
+        assert!(errors(&output).contains("000 behind them"), "{}", errors(&output));
+        assert_eq!(redis.number(&["XLEN", DEAD]), 3, "{since}");
+    }
+    // From the beginning is said by 0.
+    let output = dlq(&redis, &["discard", "--all", "--yes", "--since", "0"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(redis.number(&["XLEN", DEAD]), 0);
 }
 
 #[test]

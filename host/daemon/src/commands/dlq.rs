@@ -66,7 +66,7 @@ struct Filter {
     /// Only of the version whose digest begins so
     #[arg(long = "digest", value_name = "DIGEST")]
     digest: Option<String>,
-    /// Only since: an age (-10m), a time (2026-11-24T08:00:00Z) or a dead letter's id
+    /// Only since: an age (-10m), a time (2026-11-24T08:00:00Z), a day (2026-11-24) or a dead letter's id
     #[arg(long, value_name = "WHEN", value_parser = when_argument, allow_hyphen_values = true)]
     since: Option<When>,
 }
