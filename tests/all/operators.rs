@@ -462,9 +462,9 @@ fn what_a_foreign_maxlen_takes_unread_is_said_in_the_log() {
 }
 
 /// Publishes as a producer does that sets MAXLEN.
-fn publish_capped(redis: &Redis, numbers: std::ops::Range<u64>, cap: u64) {
+fn publish_capped(redis: &Redis, numbers: std::ops::Range<u64>, cap: u64, busy_us: u64) {
     for seq in numbers {
-        let payload = format!(r#"{{"do":"emit","seq":{seq},"busy_us":30000}}"#);
+        let payload = format!(r#"{{"do":"emit","seq":{seq},"busy_us":{busy_us}}}"#);
         redis.cli(&["XADD", "stream:in", "MAXLEN", &cap.to_string(), "*", "payload", &payload, "producer_id", "tests"]);
     }
 }
@@ -481,7 +481,7 @@ fn a_backlog_near_a_foreign_maxlen_is_said_before_anything_is_lost() {
     let mut published = 0;
     let said = || is_alarmed(&host, &["lost unread"]);
     while published < 4_000 && !said() {
-        publish_capped(&redis, published..published + 10, 500);
+        publish_capped(&redis, published..published + 10, 500, 30_000);
         published += 10;
         std::thread::sleep(Duration::from_millis(60));
     }
@@ -492,6 +492,28 @@ fn a_backlog_near_a_foreign_maxlen_is_said_before_anything_is_lost() {
     println!("MAXLEN 500: {published} published, {lost} lost unread, alarms {log:?}");
     assert!(log.iter().any(|line| line.contains("lost unread")), "{log:?}");
     assert_eq!(lost, 0, "it was said too late");
+    assert!(host.lives());
+}
+
+#[test]
+fn a_backlog_near_a_foreign_maxlen_is_said_too_of_a_stream_that_was_deleted_and_began_anew() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("concurrency = 1\n");
+    let settings = [("COFFERDAM__DELIVERY__IN_FLIGHT", "20"), ("COFFERDAM__STREAMS__STREAM:IN__KEEP", "1000")];
+    let data = place.directory.path().join("data1");
+    let mut host = Host::start(&program(), &redis.url(), &data, &place.plugins(), &settings);
+    publish(&redis, "stream:in", (0..9_000).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    let trimmed = || redis.number(&["HGET", "cofferdam:trimmed", "stream:in"]);
+    assert!(comes_true(Duration::from_secs(120), || trimmed() > 7_000), "the host has not trimmed: {}", trimmed());
+    redis.cli(&["DEL", "stream:in"]);
+    let (mut published, said) = (0, || is_alarmed(&host, &["lost unread"]));
+    while published < 4_000 && !said() {
+        publish_capped(&redis, published..published + 10, 500, 200_000);
+        published += 10;
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    println!("after DEL and with MAXLEN 500: {published} published, alarms {:?}", alarms(&host));
+    assert!(said(), "others trim, and the log says nothing: {:?}", alarms(&host));
     assert!(host.lives());
 }
 

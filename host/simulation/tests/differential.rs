@@ -642,7 +642,7 @@ impl Author<'_, '_> {
         let own = if stream == STREAMS[2] { "in1" } else { stream };
         let id = self.some_id();
         let count = self.dice.below(12);
-        vec![match self.dice.below(120) {
+        vec![match self.dice.below(121) {
             0..12 => self.add(own),
             12..15 => return (0..self.dice.below(130) + 1).map(|_| self.add(own)).collect(),
             15..28 => words(&format!("XREADGROUP GROUP {group} {consumer} COUNT {count} STREAMS {stream} >")),
@@ -764,6 +764,7 @@ impl Author<'_, '_> {
             }
             106..108 => self.redrive(),
             118..120 => self.discard(),
+            120 => self.script("forget_trimmed", &[own, "cofferdam:trimmed"]),
             110..116 => self.own(lane),
             116..118 => {
                 let mut call = self.script("create_group", &[stream]);
