@@ -113,6 +113,51 @@ fn check_toml(block: &Block, directory: &Path) {
     }
 }
 
+/// What is linked to in a document: the target of each `[…](…)` outside code blocks.
+fn links(text: &str) -> Vec<String> {
+    let mut in_block = false;
+    let prose = text.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        in_block ^= fence;
+        !in_block && !fence
+    });
+    let targets = |line: &str| -> Vec<String> {
+        line.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())).collect()
+    };
+    prose.flat_map(targets).collect()
+}
+
+/// The anchors of a document's headings, as they are made of them on the web.
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let anchor = |line: &str| {
+        let kept = line.trim_start_matches('#').trim().to_lowercase();
+        kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>().replace(' ', "-")
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn every_link_in_the_readme_and_the_documents_leads_somewhere() {
+    let mut followed = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if path.is_empty() { document.clone() } else { document.with_file_name(path) };
+            assert!(target.exists(), "{} links to {link}, and there is no such file", document.display());
+            let there = || anchors(&fs::read_to_string(&target).unwrap()).iter().any(|known| known == anchor);
+            assert!(
+                anchor.is_empty() || there(),
+                "{} links to {link}, and there is no such heading",
+                document.display()
+            );
+            followed += 1;
+        }
+    }
+    assert!(followed > 20, "only {followed} links were found: this test proves nothing");
+}
+
 #[test]
 fn what_the_readme_and_the_documents_show_works() {
     for document in documents() {

@@ -5,6 +5,8 @@ use cofferdam_streams::LaneKeys;
 use cofferdam_streams::dead_letters::StoredLetter;
 use cofferdam_tests::{Place, Redis, approve, cofferdam, publish, wait_until};
 
+use crate::operators::OPERATOR;
+
 const QUICK_RETRIES: &str =
     "retries = 1\n[backoff]\nbase = \"50ms\"\n[limits]\ndeadline = \"200ms\"\nmemory = \"16MiB\"\n";
 
@@ -112,8 +114,8 @@ async fn a_redriven_message_comes_to_the_failing_group_alone_with_fresh_attempts
         let plugins = report["plugins"].as_array().cloned().unwrap_or_default();
         plugins.iter().any(|plugin| plugin["name"] == "actor" && plugin["digest"] != letter.digest.as_str())
     });
-    assert!(store.redrive(letter, "group:actor").await.unwrap().is_some());
-    assert!(store.redrive(letter, "group:actor").await.unwrap().is_none(), "twice is a no-op");
+    assert!(store.redrive(letter, "group:actor", &OPERATOR).await.unwrap().is_some());
+    assert!(store.redrive(letter, "group:actor", &OPERATOR).await.unwrap().is_none(), "twice is a no-op");
     wait_until("it has gone through", || redis.number(&["XLEN", "stream:out"]) == 1);
     let output = redis.cli(&["XRANGE", "stream:out", "-", "+"]);
     assert!(output.contains(&format!("stream:in/{}/0/1", letter.original_id)), "{output}");

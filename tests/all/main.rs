@@ -12,6 +12,8 @@ mod bad_input;
 mod command_line;
 /// Hosts killed, stopped and resumed under load.
 mod crash;
+/// Dead letters in the hands of operators: several at once, and letters that hold less than their entry.
+mod dead_letters;
 /// Loops, and what they do to their neighbours.
 mod deadline;
 /// Unknown code, and what it is seen to do.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use cofferdam_streams::dead_letters::Operator;
 use cofferdam_tests::{Host, Place, Redis, cofferdam, comes_true, errors, guest, program, publish, wait_until};
 use serde_json::Value;
 
@@ -11,6 +12,9 @@ use serde_json::Value;
 pub(crate) fn is_full() -> bool {
     std::env::var_os("COFFERDAM_CHAOS").is_some_and(|text| text == "full")
 }
+
+/// Who sends back in tests.
+pub(crate) const OPERATOR: Operator<'static> = Operator { at: "", who: "tests", why: "a test" };
 
 /// A number of the ledger of the actor's group.
 pub(crate) fn ledger(redis: &Redis, field: &str) -> u64 {
@@ -458,9 +462,9 @@ fn what_a_foreign_maxlen_takes_unread_is_said_in_the_log() {
 }
 
 /// Publishes as a producer does that sets MAXLEN.
-fn publish_capped(redis: &Redis, numbers: std::ops::Range<u64>, cap: u64) {
+fn publish_capped(redis: &Redis, numbers: std::ops::Range<u64>, cap: u64, busy_us: u64) {
     for seq in numbers {
-        let payload = format!(r#"{{"do":"emit","seq":{seq},"busy_us":30000}}"#);
+        let payload = format!(r#"{{"do":"emit","seq":{seq},"busy_us":{busy_us}}}"#);
         redis.cli(&["XADD", "stream:in", "MAXLEN", &cap.to_string(), "*", "payload", &payload, "producer_id", "tests"]);
     }
 }
@@ -477,7 +481,7 @@ fn a_backlog_near_a_foreign_maxlen_is_said_before_anything_is_lost() {
     let mut published = 0;
     let said = || is_alarmed(&host, &["lost unread"]);
     while published < 4_000 && !said() {
-        publish_capped(&redis, published..published + 10, 500);
+        publish_capped(&redis, published..published + 10, 500, 30_000);
         published += 10;
         std::thread::sleep(Duration::from_millis(60));
     }
@@ -488,6 +492,28 @@ fn a_backlog_near_a_foreign_maxlen_is_said_before_anything_is_lost() {
     println!("MAXLEN 500: {published} published, {lost} lost unread, alarms {log:?}");
     assert!(log.iter().any(|line| line.contains("lost unread")), "{log:?}");
     assert_eq!(lost, 0, "it was said too late");
+    assert!(host.lives());
+}
+
+#[test]
+fn a_backlog_near_a_foreign_maxlen_is_said_too_of_a_stream_that_was_deleted_and_began_anew() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("concurrency = 1\n");
+    let settings = [("COFFERDAM__DELIVERY__IN_FLIGHT", "20"), ("COFFERDAM__STREAMS__STREAM:IN__KEEP", "1000")];
+    let data = place.directory.path().join("data1");
+    let mut host = Host::start(&program(), &redis.url(), &data, &place.plugins(), &settings);
+    publish(&redis, "stream:in", (0..9_000).map(|seq| format!(r#"{{"do":"emit","seq":{seq}}}"#)));
+    let trimmed = || redis.number(&["HGET", "cofferdam:trimmed", "stream:in"]);
+    assert!(comes_true(Duration::from_secs(120), || trimmed() > 7_000), "the host has not trimmed: {}", trimmed());
+    redis.cli(&["DEL", "stream:in"]);
+    let (mut published, said) = (0, || is_alarmed(&host, &["lost unread"]));
+    while published < 4_000 && !said() {
+        publish_capped(&redis, published..published + 10, 500, 200_000);
+        published += 10;
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    println!("after DEL and with MAXLEN 500: {published} published, alarms {:?}", alarms(&host));
+    assert!(said(), "others trim, and the log says nothing: {:?}", alarms(&host));
     assert!(host.lives());
 }
 
@@ -587,20 +613,40 @@ fn do_everything_as(redis: &Redis, user: &str) {
     wait_until("it has trimmed", || redis.number(&["EXISTS", "cofferdam:lock:trim"]) == 1);
     assert!(second.stop() < Duration::from_secs(6));
     // What a host can do without, and says so when it must.
-    let spared = BTreeSet::from(["time", "config|get", "memory|usage", "client|setinfo"]);
+    let spared = BTreeSet::from(["config|get", "memory|usage", "client|setinfo"]);
     let log = redis.cli(&["ACL", "LOG"]);
     let lines: Vec<&str> = log.lines().collect();
     let refused: BTreeSet<&str> = lines.windows(2).filter(|pair| pair[0] == "object").map(|pair| pair[1]).collect();
     assert!(refused.is_subset(&spared), "refused, and doctor did not ask for it: {refused:?}");
 }
 
-/// What `doctor` says of a user's permissions, and the commands that mend it.
-fn doctor_says(redis: &Redis, user: &str) -> (String, String) {
+/// What `doctor` says to a user: of each check its name, its health, and the commands that mend it.
+fn doctor(redis: &Redis, user: &str) -> Vec<[String; 3]> {
     let output = cofferdam(&["doctor", "--json", "--redis", &format!("{}?user={user}&pass=secret", redis.url())]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let checks = report["checks"].as_array().unwrap();
-    let check = checks.iter().find(|check| check["check"] == "permissions").unwrap();
-    (check["health"].as_str().unwrap().to_owned(), check["mend"].as_str().unwrap().to_owned())
+    let of =
+        |check: &Value| ["check", "health", "mend"].map(|name| check[name].as_str().unwrap_or_default().to_owned());
+    report["checks"].as_array().unwrap().iter().map(of).collect()
+}
+
+/// What `doctor` says of a user's permissions, and the commands that mend it.
+fn doctor_says(redis: &Redis, user: &str) -> (String, String) {
+    let check = doctor(redis, user).into_iter().find(|[name, ..]| name == "permissions");
+    let [_, health, mend] = check.expect("doctor looks at the permissions");
+    (health, mend)
+}
+
+/// The words of a command that stands in a text as for a shell.
+fn shell_words(text: &str) -> Vec<&str> {
+    text.split_whitespace().filter(|word| *word != "\\").map(|word| word.trim_matches('\'')).collect()
+}
+
+/// Does everything as a user who may do just this, of which `doctor` sees nothing missing.
+fn suffices(redis: &Redis, user: &str, grants: &[&str]) {
+    assert_eq!(redis.cli(&[&["ACL", "SETUSER", user], grants].concat()), "OK", "{grants:?}");
+    assert_eq!(doctor_says(redis, user), (String::from("ok"), String::new()), "{grants:?}");
+    redis.cli(&["ACL", "LOG", "RESET"]);
+    do_everything_as(redis, user);
 }
 
 #[test]
@@ -610,13 +656,26 @@ fn a_user_with_just_what_doctor_asks_for_can_run_a_host() {
     assert_eq!(redis.cli(&bare), "OK");
     let (health, mend) = doctor_says(&redis, "bare");
     assert_eq!(health, "fail");
-    let words: Vec<&str> = mend.split_whitespace().map(|word| word.trim_matches('\'')).collect();
+    let words = shell_words(&mend);
     println!("doctor: {mend}");
     assert_eq!(words[..4], ["redis-cli", "ACL", "SETUSER", "bare"], "{mend}");
-    assert_eq!(redis.cli(&words[1..]), "OK", "{mend}");
-    assert_eq!(doctor_says(&redis, "bare").0, "ok");
-    redis.cli(&["ACL", "LOG", "RESET"]);
-    do_everything_as(&redis, "bare");
+    suffices(&redis, "bare", &words[4..]);
+}
+
+#[test]
+fn a_user_with_what_doctor_and_the_documents_name_in_one_line_can_run_a_host() {
+    let redis = Redis::start();
+    assert_eq!(redis.cli(&["ACL", "SETUSER", "bare", "on", ">secret", "+ping", "+acl|whoami", "+acl|dryrun"]), "OK");
+    let checks = doctor(&redis, "bare");
+    let line =
+        checks.iter().map(|[.., mend]| mend.as_str()).find(|mend| mend.starts_with("redis-cli ACL SETUSER NAME"));
+    let line = shell_words(line.expect("doctor says what a user needs who may not even look"));
+    let operations = std::fs::read_to_string(cofferdam_tests::root().join("docs/operations.md")).unwrap();
+    let block = operations.split("```text\n").find(|block| block.starts_with("redis-cli ACL SETUSER")).unwrap();
+    let documented = shell_words(block.split("```").next().unwrap());
+    assert_eq!(line[4..], documented[6..], "doctor and docs/operations.md ask for different rights");
+    assert_eq!(redis.cli(&["ACL", "SETUSER", "granted", "on", ">secret"]), "OK");
+    suffices(&redis, "granted", &line[4..]);
 }
 
 /// Takes a right away from a host that is at work, gives it back, and looks at what that cost.

@@ -20,6 +20,8 @@ use cofferdam_tests::{Host, Place, Redis, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::operators::OPERATOR;
+
 /// How long everything may take to come to rest on a busy machine.
 const REST: Duration = Duration::from_secs(60);
 /// What Redis documents for `appendfsync everysec` is a second, and up to another when a sync is slow; the rest is for the
@@ -405,7 +407,7 @@ async fn at_the_memory_limit_each_script_runs_or_is_refused_as_it_must_and_a_ref
     refused("settle (dead letter)", settle(&store, &[decided(one.clone(), Token(1), dead())]).await.unwrap_err());
     let retention = Retention { entries: 1, ..Retention::default() };
     refused("trim", store.trim("stream:in", &retention, 1).await.unwrap_err());
-    refused("redrive", store.redrive(&letter, "group:actor").await.unwrap_err());
+    refused("redrive", store.redrive(&letter, "group:actor", &OPERATOR).await.unwrap_err());
     refused("drop_consumer", store.drop_consumer("stream:in", "group:actor", "idle").await.unwrap_err());
 
     let lost = store.heartbeat(&lane(), "me", &[(one.id, Token(1)), (two.id, Token(1))]).await.unwrap();
@@ -420,6 +422,7 @@ async fn at_the_memory_limit_each_script_runs_or_is_refused_as_it_must_and_a_ref
     let (found, taken) = store.take_due(&lane(), &me, 10).await.unwrap();
     assert_eq!((found, taken.len()), (2, 2), "take");
     assert_eq!(taken[0].attempts.len(), 1);
+    assert!(store.discard(&letter, &OPERATOR).await.unwrap(), "discard, which gives memory back");
 
     assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
     let verdict = verdict_of(&one);

@@ -11,6 +11,8 @@ use cofferdam_streams::Retention;
 use cofferdam_tests::{Host, Place, Redis, cofferdam, errors, program, publish, wait_until};
 use serde_json::Value;
 
+use crate::operators::OPERATOR;
+
 /// What `verify` found.
 struct Verdict {
     ok: bool,
@@ -292,7 +294,7 @@ fn send_back_until(redis: &Redis, over: Arc<AtomicBool>) {
         let store = redis.store().await;
         while !over.load(Ordering::Relaxed) {
             for letter in store.dead_letters("-", "+", 20).await.unwrap() {
-                store.redrive(&letter, "group:actor").await.unwrap();
+                store.redrive(&letter, "group:actor", &OPERATOR).await.unwrap();
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

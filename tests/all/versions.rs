@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cofferdam_tests::{Host, Place, Redis, approve, cofferdam, errors, publish, wait_until};
+use cofferdam_tests::{Host, Place, Redis, approve, cofferdam, comes_true, errors, publish, wait_until};
 use serde_json::Value;
 
 /// A version that handles everything, and one whose every output is refused.
@@ -165,6 +165,54 @@ fn a_rollback_by_hand_holds_over_restarts_and_on_new_hosts_until_it_is_ended() {
     for verb in ["rollback", "unpin", "deploy", "dlq.redrive"] {
         assert!(log.lines().any(|line| line == verb), "{verb} is not in the operator log: {log}");
     }
+}
+
+#[test]
+fn a_version_that_rolled_back_by_itself_is_judged_anew_when_it_is_let_run_again() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor(GOOD);
+    let host = place.host(&redis, 1);
+    let good = settled_on(&redis, 1, "");
+    publish(&redis, "stream:in", emits(0, 100));
+    let counted =
+        |digest: &str, field: &str| redis.number(&["HGET", "cofferdam:versions:actor", &format!("{digest}:{field}")]);
+    wait_until("the good version has done its part", || counted(&good, "ok") == 100);
+    place.put_actor(BAD_AT_ONCE);
+    let bad = settled_on(&redis, 1, &good);
+    // Fewer than half of the last hundred at any time, or the breaker would stop the reading.
+    publish(&redis, "stream:in", emits(100, 140));
+    assert_eq!(settled_on(&redis, 1, &bad), good);
+    publish(&redis, "stream:in", emits(140, 240));
+    wait_until("all are handled", || dead(&redis) + redis.number(&["XLEN", "stream:out"]) == 240);
+    let before = dead(&redis);
+    wait_until("its failures are counted", || counted(&bad, "failed") == before);
+
+    // Too few to say anything by: what it did before no longer counts.
+    let pinned = || redis.cli(&["HEXISTS", "cofferdam:pins", "actor"]) == "1";
+    let output = cofferdam(&["unpin", "actor", "--redis", &redis.url(), "--reason", "mended downstream"]);
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_eq!(settled_on(&redis, 1, &good), bad, "the folder counts again");
+    publish(&redis, "stream:in", emits(240, 250));
+    wait_until("they failed", || dead(&redis) == before + 10);
+    wait_until("they are counted", || counted(&bad, "failed") == 10);
+    assert!(!comes_true(Duration::from_secs(4), pinned), "10 failures were enough, or those before it was let run");
+    publish(&redis, "stream:in", emits(250, 280));
+    assert_eq!(settled_on(&redis, 1, &bad), good, "it has failed again");
+
+    // Who deploys it all the same is told that it runs, and not what its host said before.
+    let folder = place.directory.path().join("again");
+    std::fs::create_dir(&folder).unwrap();
+    for file in ["actor.wasm", "actor.toml"] {
+        std::fs::copy(place.plugins().join(file), folder.join(file)).unwrap();
+    }
+    wait_until("the host says that it is held", || {
+        let shown = cofferdam(&["plugins", "actor", "--redis", &redis.url()]);
+        String::from_utf8_lossy(&shown.stdout).contains("held to version")
+    });
+    let output = cofferdam(&["deploy", &folder.display().to_string(), "--data", &host.data.display().to_string()]);
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_eq!(live(&redis), [bad], "the version that was deployed runs");
+    assert!(!comes_true(Duration::from_secs(4), pinned), "what it did before it was deployed was held against it");
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Admission {
             Held::No => None,
             Held::Instead { found, text } => Some((found, text)),
             Held::Already { found, text } => {
-                self.supervisor.note(&told, Note::about(found, text));
+                self.supervisor.note(&told, Note { pinned: true, ..Note::about(found, text) });
                 return Considered::NotRun { told };
             }
         };
@@ -133,7 +133,7 @@ impl Admission {
         tracing::info!(plugin, digest = version.terms.stamp.digest, "live");
         self.supervisor.install(version).await;
         if let Some((found, text)) = held {
-            self.supervisor.note(&plugin, Note::about(found, text));
+            self.supervisor.note(&plugin, Note { pinned: true, ..Note::about(found, text) });
         }
         Considered::Live { plugin, claim }
     }

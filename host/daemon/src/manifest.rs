@@ -369,12 +369,13 @@ fn start(text: Option<&str>) -> Result<StartRule, ManifestError> {
         Some("new") => StartRule::New,
         Some("oldest") => StartRule::Oldest,
         Some(text) => {
-            let wanted = "write \"new\", \"oldest\", an age such as \"-1h\", a time such as \"2026-11-24T08:00:00Z\", or an entry id";
+            let wanted = "write \"new\", \"oldest\", an age such as \"-1h\", a time such as \"2026-11-24T08:00:00Z\", a day such as \
+                          \"2026-11-24\", or an entry id such as \"1795418457352-0\" (seconds since 1970 with 000 behind them)";
             match crate::quantity::parse_when(text) {
-                Some(crate::quantity::When::Ago(span)) => StartRule::Ago(span),
-                Some(crate::quantity::When::Id(id)) => StartRule::After(id.before()),
-                Some(crate::quantity::When::At(ms)) => StartRule::After(EntryId { ms, seq: 0 }.before()),
-                None => return Err(value("start", text, wanted)),
+                Ok(crate::quantity::When::Ago(span)) => StartRule::Ago(span),
+                Ok(crate::quantity::When::Id(id)) => StartRule::After(id.before()),
+                Ok(crate::quantity::When::At(ms)) => StartRule::After(EntryId { ms, seq: 0 }.before()),
+                Err(_) => return Err(value("start", text, wanted)),
             }
         }
     })

@@ -48,15 +48,35 @@ pub(crate) fn parse_span(text: &str) -> Option<Duration> {
     humantime::parse_duration(text.trim()).ok().filter(|span| *span <= SPAN_MAX)
 }
 
-pub(crate) fn parse_when(text: &str) -> Option<When> {
+/// The earliest moment that an entry id may stand for, in milliseconds since 1970: some day of 1973. What is below was meant as
+/// seconds since 1970 or as a month, and an act on all since then would be an act on everything.
+const ID_MS_MIN: u64 = 100_000_000_000;
+
+/// Reads a moment.
+///
+/// # Errors
+/// What to write instead.
+pub(crate) fn parse_when(text: &str) -> Result<When, &'static str> {
     let text = text.trim();
+    let unreadable = "write an age such as -10m, a time such as 2026-11-24T08:00:00Z, a day such as 2026-11-24, or an entry id such as \
+                      1795418457352-0";
     if let Some(age) = text.strip_prefix('-') {
-        return parse_span(age).map(When::Ago);
+        return parse_span(age).map(When::Ago).ok_or(unreadable);
     }
-    if let Ok(stamp) = text.parse::<jiff::Timestamp>() {
-        return u64::try_from(stamp.as_millisecond()).ok().map(When::At);
+    // A day is its beginning in UTC.
+    let stamp = text.parse::<jiff::Timestamp>().or_else(|_| format!("{text}T00:00:00Z").parse());
+    if let Ok(stamp) = stamp {
+        return u64::try_from(stamp.as_millisecond()).map(When::At).map_err(|_| unreadable);
     }
-    text.parse().ok().map(When::Id)
+    match text.parse::<EntryId>() {
+        // 0 is the beginning, whenever that was.
+        Ok(id) if id.ms == 0 || id.ms >= ID_MS_MIN => Ok(When::Id(id)),
+        Ok(_) => Err(
+            "as an entry id that is a moment just after 1970: write seconds since 1970 with 000 behind them, a day as \
+                      2027-01-01, or the beginning as 0",
+        ),
+        Err(_) => Err(unreadable),
+    }
 }
 
 impl When {
@@ -74,11 +94,7 @@ impl When {
 
 /// For clap: a moment.
 pub(crate) fn when_argument(text: &str) -> Result<When, String> {
-    parse_when(text).ok_or_else(|| {
-        String::from(
-            "write an age such as -10m, a time such as 2026-11-24T08:00:00Z, or an entry id such as 1795418457352-0",
-        )
-    })
+    parse_when(text).map_err(str::to_owned)
 }
 
 /// For clap: a duration.
@@ -151,10 +167,21 @@ mod tests {
         assert_eq!(parse_bytes("1_000"), Some(1_000));
         assert_eq!(parse_bytes("64 potatoes"), None);
         assert_eq!(parse_bytes("99999999999GiB"), None);
-        assert_eq!(parse_when("-10m"), Some(When::Ago(Duration::from_secs(600))));
-        assert_eq!(parse_when("1970-01-01T00:00:01Z"), Some(When::At(1_000)));
-        assert_eq!(parse_when("5-1"), Some(When::Id(EntryId { ms: 5, seq: 1 })));
-        assert_eq!(parse_when("yesterday-ish"), None);
+        assert_eq!(parse_when("-10m"), Ok(When::Ago(Duration::from_secs(600))));
+        assert_eq!(parse_when("1970-01-01T00:00:01Z"), Ok(When::At(1_000)));
+        assert_eq!(parse_when("1970-01-02"), Ok(When::At(86_400_000)));
+        assert_eq!(parse_when("1795418457352-1"), Ok(When::Id(EntryId { ms: 1_795_418_457_352, seq: 1 })));
+        assert_eq!(parse_when("0"), Ok(When::Id(EntryId::ZERO)));
+        assert_eq!(parse_when("0-0"), Ok(When::Id(EntryId::ZERO)));
+        assert!(parse_when("yesterday-ish").unwrap_err().contains("an age"));
+        assert!(parse_when("2027-01-01T08:00:00").unwrap_err().contains("an age"), "in which zone is not said");
+    }
+
+    #[test]
+    fn seconds_since_1970_and_a_month_are_not_taken_for_entries_of_1970() {
+        for text in ["1795418457", "2027-01", "5-1"] {
+            assert!(parse_when(text).unwrap_err().contains("000 behind them"), "{text}");
+        }
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub(crate) struct PluginReport {
     /// Whether the candidate runs as soon as somebody approves it.
     #[serde(default)]
     pub(crate) awaits_approval: bool,
+    /// Whether the candidate is not run because the plugin is held to another version.
+    #[serde(default)]
+    pub(crate) pinned: bool,
     /// What each step of admission said of the candidate, or of the live version when there is no other.
     #[serde(default)]
     pub(crate) steps: Vec<StepReport>,
@@ -101,6 +104,8 @@ pub(crate) struct Note {
     pub(crate) candidate: String,
     /// Whether it runs as soon as somebody approves it.
     pub(crate) awaits_approval: bool,
+    /// Whether it is not run because the plugin is held to another version.
+    pub(crate) pinned: bool,
     /// What each step of admission said of it.
     pub(crate) steps: Vec<StepReport>,
 }
@@ -409,6 +414,7 @@ impl Supervisor {
                 detail,
                 candidate: note.candidate,
                 awaits_approval: note.awaits_approval,
+                pinned: note.pinned,
                 steps: if note.steps.is_empty() { running.version.steps.clone() } else { note.steps },
                 counts,
             });
@@ -425,6 +431,7 @@ impl Supervisor {
                 detail: note.detail.clone(),
                 candidate: note.candidate.clone(),
                 awaits_approval: note.awaits_approval,
+                pinned: note.pinned,
                 steps: note.steps.clone(),
                 counts: Counts::default(),
             });

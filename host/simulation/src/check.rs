@@ -12,6 +12,7 @@ use cofferdam_model::invariants::{
     outputs_exactly_once, outputs_in_order,
 };
 use cofferdam_model::{EntryId, ReasonCode};
+use cofferdam_streams::dead_letters::Operator;
 use cofferdam_streams::{Store, redrive_stream};
 use redis::Value;
 
@@ -362,7 +363,8 @@ pub(crate) async fn redrive(world: &Arc<World>, plugins: usize) {
     for letter in letters.into_iter().filter(|letter| letter.code == ReasonCode::Reject.to_string()) {
         if (0..plugins).any(|plugin| group_name(plugin) == letter.group) {
             // Whoever gets no answer tries again later; the letter is where it was, or on its way.
-            let _ = store.redrive(&letter, &letter.group).await;
+            let by = Operator { at: "", who: "operator", why: "" };
+            let _ = store.redrive(&letter, &letter.group, &by).await;
         }
     }
 }

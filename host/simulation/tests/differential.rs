@@ -588,10 +588,20 @@ impl Author<'_, '_> {
     fn redrive(&mut self) -> Words {
         // The ids of dead letters differ between the sides: a letter that both know has an explicit id.
         let from = self.dice.pick(&["in1", "in2"]);
-        let mut call = self.script("redrive", &[from, STREAMS[2], "ledger"]);
+        let log = self.dice.pick(&OUTPUTS[..2]);
+        let mut call = self.script("redrive", &[from, STREAMS[2], "ledger", log]);
         let id = self.some_id();
         call.push_word(id).push_word("g1");
-        call.extend(words("4 cofferdam_stream in1 payload x"));
+        call.extend(words("4 cofferdam_stream in1 payload x verb dlq.redrive"));
+        call
+    }
+
+    fn discard(&mut self) -> Words {
+        let (from, log) = (self.dice.pick(&["in1", "in2"]), self.dice.pick(&OUTPUTS[..2]));
+        let mut call = self.script("discard", &[from, "ledger", log]);
+        let id = self.some_id();
+        call.push_word(id);
+        call.extend(words("verb dlq.discard"));
         call
     }
 
@@ -632,7 +642,7 @@ impl Author<'_, '_> {
         let own = if stream == STREAMS[2] { "in1" } else { stream };
         let id = self.some_id();
         let count = self.dice.below(12);
-        vec![match self.dice.below(118) {
+        vec![match self.dice.below(121) {
             0..12 => self.add(own),
             12..15 => return (0..self.dice.below(130) + 1).map(|_| self.add(own)).collect(),
             15..28 => words(&format!("XREADGROUP GROUP {group} {consumer} COUNT {count} STREAMS {stream} >")),
@@ -753,6 +763,8 @@ impl Author<'_, '_> {
                 call
             }
             106..108 => self.redrive(),
+            118..120 => self.discard(),
+            120 => self.script("forget_trimmed", &[own, "cofferdam:trimmed"]),
             110..116 => self.own(lane),
             116..118 => {
                 let mut call = self.script("create_group", &[stream]);

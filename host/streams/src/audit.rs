@@ -19,7 +19,7 @@ pub struct Audit {
     pub length: u64,
     /// Entries that were ever added to it.
     pub entries_added: u64,
-    /// Entries that hosts trimmed away.
+    /// Entries that hosts trimmed away; none of a stream that was deleted and has begun anew since.
     pub trimmed_by_us: u64,
     /// The oldest entry that is there.
     pub first: Option<EntryId>,
@@ -111,10 +111,19 @@ impl Store {
             dead_bytes,
         ] = values;
         let known = |value: &Value| -> Result<Option<u64>, StreamError> { Ok(u64::try_from(r.int(value)?).ok()) };
+        let (length, entries_added, mut trimmed_by_us) = (r.count(&length)?, r.count(&added)?, r.count(&ours)?);
+        if trimmed_by_us > entries_added.saturating_sub(length) {
+            trimmed_by_us = 0;
+            // When Redis takes no writes just now, the next look does it.
+            let forget = self.scripts.forget_trimmed.call(&[&*lane.stream, TRIMMED_KEY]);
+            if let Err(error) = self.scripts.forget_trimmed.send(&*self.writes, &forget).await {
+                tracing::debug!(stream = &*lane.stream, %error, "cannot forget what was trimmed of the stream before");
+            }
+        }
         Ok(Some(Audit {
-            length: r.count(&length)?,
-            entries_added: r.count(&added)?,
-            trimmed_by_us: r.count(&ours)?,
+            length,
+            entries_added,
+            trimmed_by_us,
             first: r.text(first)?.parse().ok(),
             last: r.id(last)?,
             last_delivered: r.id(delivered)?,

@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use cofferdam_model::EntryId;
-use cofferdam_model::route::DEAD_LETTER_STREAM;
+use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
 
 use crate::codec::RawFields;
 use crate::reply::Reply;
@@ -38,14 +38,25 @@ pub struct StoredLetter {
     pub log_tail: String,
     /// How often it had been sent back before.
     pub redrives: u32,
-    /// What it weighs in the quota; 0 when it was never counted.
-    pub bytes: u64,
     /// The JSON view of the message.
     pub original_message: Json,
     /// The original entry's fields: byte for byte when the settle script copied them, rebuilt from the JSON view otherwise.
     pub original_fields: Vec<(Vec<u8>, Vec<u8>)>,
     /// Whether the fields are the copy.
     pub exact: bool,
+    /// Whether the entry had more fields than the copy.
+    pub truncated: bool,
+}
+
+/// Who acts on dead letters, for the operator log.
+#[derive(Clone, Copy, Debug)]
+pub struct Operator<'a> {
+    /// When, in ISO 8601.
+    pub at: &'a str,
+    /// `user@machine`.
+    pub who: &'a str,
+    /// The reason given; empty when none was.
+    pub why: &'a str,
 }
 
 impl StoredLetter {
@@ -83,7 +94,7 @@ impl StoredLetter {
                 "trap" => letter.trap = text,
                 "log_tail" => letter.log_tail = text,
                 "redrives" => letter.redrives = text.parse().unwrap_or(0),
-                "bytes" => letter.bytes = text.parse().unwrap_or(0),
+                "orig_truncated" => letter.truncated = true,
                 "failed_at" => letter.failed_at = text,
                 "original_message" => {
                     letter.original_message = serde_json::from_str(&text).unwrap_or(Json::String(text))
@@ -111,6 +122,34 @@ impl StoredLetter {
             letter.original_fields = rebuilt(&letter.original_message);
         }
         letter
+    }
+
+    /// What it lacks of the entry that was published; `None` when it has all. What the original program wrote is all that there
+    /// ever was of it.
+    pub fn lacks(&self) -> Option<&'static str> {
+        if self.truncated {
+            return Some("only the first 3,000 fields of the entry were kept");
+        }
+        let rebuilt = !self.exact && !self.group.is_empty() && !self.original_fields.is_empty();
+        rebuilt.then_some(
+            "the entry was gone before it could be copied: the seven fields of the envelope are left, as its view tells them",
+        )
+    }
+
+    /// An act on it, as the operator log keeps it. What was discarded is found there by its stream, id and group.
+    fn act(&self, verb: &str, what: &str, by: &Operator<'_>) -> [(&'static str, String); 10] {
+        [
+            ("at", by.at.to_owned()),
+            ("who", by.who.to_owned()),
+            ("verb", verb.to_owned()),
+            ("what", what.to_owned()),
+            ("why", by.why.to_owned()),
+            ("letter", self.id.to_string()),
+            ("stream", self.original_stream.clone()),
+            ("id", self.original_id.clone()),
+            ("group", self.group.clone()),
+            ("digest", self.digest.clone()),
+        ]
     }
 
     /// The entry that sends it back: where it comes from, and then the fields of its message.
@@ -155,16 +194,26 @@ impl Store {
         Ok(entries.into_iter().map(StoredLetter::read).collect())
     }
 
-    /// Sends a dead letter back to `group`, in one atomic step. `None` when it is no longer there.
+    /// Sends a dead letter back to `group` and writes the act down, in one atomic step. `None` when it is no longer there.
     ///
     /// # Errors
     /// Whatever Redis answers.
-    pub async fn redrive(&self, letter: &StoredLetter, group: &str) -> Result<Option<EntryId>, StreamError> {
+    pub async fn redrive(
+        &self,
+        letter: &StoredLetter,
+        group: &str,
+        by: &Operator<'_>,
+    ) -> Result<Option<EntryId>, StreamError> {
         let script = &self.scripts.redrive;
-        let mut call = script.call(&[DEAD_LETTER_STREAM, &redrive_stream(group), &letter.ledger()]);
+        let keys = [DEAD_LETTER_STREAM, &redrive_stream(group), &letter.ledger(), OPERATOR_LOG_STREAM];
+        let mut call = script.call(&keys);
         let fields = letter.sent_back();
         call.arg(letter.id.to_string()).arg(group).arg(fields.len() * 2);
         for (name, value) in fields {
+            call.arg(name).arg(value);
+        }
+        let what = format!("{} {} to {group}", letter.original_stream, letter.original_id);
+        for (name, value) in letter.act("dlq.redrive", &what, by) {
             call.arg(name).arg(value);
         }
         let r = Reply { command: "redrive" };
@@ -175,27 +224,20 @@ impl Store {
         id.parse().map(Some).map_err(|_| r.unexpected(format!("{id:?} instead of an entry id")))
     }
 
-    /// What takes a dead letter's bytes out of the count when it is discarded: a command, to be sent with the deletion.
+    /// Deletes a dead letter for good and writes the act down, in one atomic step; whether it was there.
     ///
     /// # Errors
     /// Whatever Redis answers.
-    pub async fn uncount(&self, letter: &StoredLetter) -> Result<Option<redis::Cmd>, StreamError> {
-        // A ledger that was removed with its plugin stays removed.
-        if letter.bytes == 0 || self.key_type(&letter.ledger()).await? != "hash" {
-            return Ok(None);
+    pub async fn discard(&self, letter: &StoredLetter, by: &Operator<'_>) -> Result<bool, StreamError> {
+        let script = &self.scripts.discard;
+        let mut call = script.call(&[DEAD_LETTER_STREAM, &letter.ledger(), OPERATOR_LOG_STREAM]);
+        call.arg(letter.id.to_string());
+        let group = if letter.group.is_empty() { "-" } else { &letter.group };
+        let what = format!("{} {} of {group}", letter.original_stream, letter.original_id);
+        for (name, value) in letter.act("dlq.discard", &what, by) {
+            call.arg(name).arg(value);
         }
-        let mut command = redis::cmd("HINCRBY");
-        command.arg(letter.ledger()).arg("dead_bytes").arg(-i64::try_from(letter.bytes).unwrap_or(i64::MAX));
-        Ok(Some(command))
-    }
-
-    /// Deletes a dead letter; whether it was there.
-    ///
-    /// # Errors
-    /// Whatever Redis answers.
-    pub async fn discard(&self, id: EntryId) -> Result<bool, StreamError> {
-        let count: u64 = self.query(redis::cmd("XDEL").arg(DEAD_LETTER_STREAM).arg(id.to_string())).await?;
-        Ok(count == 1)
+        Ok(Reply { command: "discard" }.int(&script.send(&*self.writes, &call).await?)? == 1)
     }
 }
 

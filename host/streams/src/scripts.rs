@@ -12,8 +12,9 @@ use crate::link::{Link, Through};
 use crate::mutants::mutated;
 
 /// What several scripts share, by the line that stands for it in each.
-const SHARED_PARTS: [(&str, &str); 5] = [
+const SHARED_PARTS: [(&str, &str); 6] = [
     ("-- include clock.lua\n", include_str!("scripts/clock.lua")),
+    ("-- include leave.lua\n", include_str!("scripts/leave.lua")),
     ("-- include less.lua\n", include_str!("scripts/less.lua")),
     ("-- include need.lua\n", include_str!("scripts/need.lua")),
     ("-- include owns.lua\n", include_str!("scripts/owns.lua")),
@@ -75,8 +76,10 @@ pub(crate) struct Scripts {
     pub(crate) heartbeat: Script,
     pub(crate) trim: Script,
     pub(crate) redrive: Script,
+    pub(crate) discard: Script,
     pub(crate) drop_consumer: Script,
     pub(crate) audit: Script,
+    pub(crate) forget_trimmed: Script,
     pub(crate) rescue: Script,
     pub(crate) own: Script,
     pub(crate) disown: Script,
@@ -103,8 +106,10 @@ impl Scripts {
             of("heartbeat", &self.heartbeat),
             of("trim", &self.trim),
             of("redrive", &self.redrive),
+            of("discard", &self.discard),
             of("drop_consumer", &self.drop_consumer),
             of("audit", &self.audit),
+            of("forget_trimmed", &self.forget_trimmed),
             of("rescue", &self.rescue),
             of("own", &self.own),
             of("disown", &self.disown),
@@ -122,8 +127,10 @@ impl Scripts {
             heartbeat: Script::new("heartbeat", include_str!("scripts/heartbeat.lua")),
             trim: Script::new("trim", include_str!("scripts/trim.lua")),
             redrive: Script::new("redrive", include_str!("scripts/redrive.lua")),
+            discard: Script::new("discard", include_str!("scripts/discard.lua")),
             drop_consumer: Script::new("drop_consumer", include_str!("scripts/drop_consumer.lua")),
             audit: Script::new("audit", include_str!("scripts/audit.lua")),
+            forget_trimmed: Script::new("forget_trimmed", include_str!("scripts/forget_trimmed.lua")),
             rescue: Script::new("rescue", include_str!("scripts/rescue.lua")),
             own: Script::new("own", include_str!("scripts/own.lua")),
             disown: Script::new("disown", include_str!("scripts/disown.lua")),

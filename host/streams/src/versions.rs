@@ -210,7 +210,8 @@ impl Store {
         self.pipeline(&pipe).await
     }
 
-    /// Takes a plugin's pin away and writes the act down; whether there was one.
+    /// Takes a plugin's pin away and writes the act down; whether there was one. What runs from then on is judged by what it does
+    /// from then on: how those have fared that were rolled back is forgotten.
     ///
     /// # Errors
     /// Whatever Redis answers.
@@ -218,8 +219,14 @@ impl Store {
         if self.query::<Option<String>>(redis::cmd("HGET").arg(PINS_KEY).arg(plugin)).await?.is_none() {
             return Ok(false);
         }
+        let known = self.versions(plugin).await?;
         let mut pipe = redis::pipe();
-        pipe.atomic().cmd("HDEL").arg(PINS_KEY).arg(plugin).ignore().add_command(act.command()).ignore();
+        pipe.atomic().cmd("HDEL").arg(PINS_KEY).arg(plugin).ignore();
+        for facts in known.iter().filter(|facts| !facts.bad.is_empty()) {
+            let counts = [OK, FAILED].map(|field| format!("{}{field}", facts.digest));
+            pipe.cmd("HDEL").arg(versions_key(plugin)).arg(&counts).ignore();
+        }
+        pipe.add_command(act.command()).ignore();
         let () = self.pipeline(&pipe).await?;
         Ok(true)
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cofferdam_model::route::DEAD_LETTER_STREAM;
+use cofferdam_streams::dead_letters::Operator;
 use cofferdam_streams::{LaneKeys, Store};
 use indicatif::ProgressBar;
 
@@ -268,8 +269,10 @@ fn own_frame(trap: &str) -> String {
 async fn redrive(store: &Store) -> Result<()> {
     let letters = store.dead_letters("-", "+", 10_000).await?;
     let bar = screen::progress(letters.len() as u64, "sent back");
+    let (at, who) = (clock::iso(clock::now_ms()), screen::who());
+    let by = Operator { at: &at, who: &who, why: "the demo's second version is live" };
     for letter in &letters {
-        store.redrive(letter, FLAKY_GROUP).await?;
+        store.redrive(letter, FLAKY_GROUP, &by).await?;
         bar.inc(1);
     }
     bar.finish_and_clear();

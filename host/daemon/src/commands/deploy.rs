@@ -258,6 +258,9 @@ pub(crate) async fn wait(store: &Store, name: &str, digest: &str, limit: Duratio
     let deadline = Instant::now() + limit;
     let mut last = String::from("no host has reported");
     loop {
+        // A host may still say that the plugin is held, by a pin that is gone or is for this version: it hears of that within 3 s.
+        let pin = store.pins().await?.remove(name);
+        let is_held = pin.is_some_and(|pin| pin.digest != digest);
         let hosts = reports(store).await?;
         let mut live = 0;
         for (host, reports) in &hosts {
@@ -266,6 +269,9 @@ pub(crate) async fn wait(store: &Store, name: &str, digest: &str, limit: Duratio
                 Some(report) if report.candidate == digest && report.awaits_approval => {
                     let text = report.detail.lines().map(screen::safe).collect::<Vec<_>>().join("\n");
                     bail!(Failed(format!("it is placed, and waits on {}: {text}", host.consumer)));
+                }
+                Some(report) if report.candidate == digest && report.pinned && !is_held => {
+                    last = format!("{} has not heard yet that it may run", host.consumer);
                 }
                 Some(report) if report.candidate == digest && !report.detail.is_empty() => {
                     bail!(Failed(format!("{} refused it: {}", host.consumer, screen::safe(&report.detail))));

@@ -5,9 +5,9 @@ use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
+use cofferdam_model::route::DEAD_LETTER_STREAM;
 use cofferdam_model::{EntryId, ReasonCode};
-use cofferdam_streams::dead_letters::StoredLetter;
+use cofferdam_streams::dead_letters::{Operator, StoredLetter};
 use cofferdam_streams::{Store, redrive_stream};
 use indicatif::{HumanCount, ProgressBar};
 use serde_json::{Value as Json, json};
@@ -66,7 +66,7 @@ struct Filter {
     /// Only of the version whose digest begins so
     #[arg(long = "digest", value_name = "DIGEST")]
     digest: Option<String>,
-    /// Only since: an age (-10m), a time (2026-11-24T08:00:00Z) or a dead letter's id
+    /// Only since: an age (-10m), a time (2026-11-24T08:00:00Z), a day (2026-11-24) or a dead letter's id
     #[arg(long, value_name = "WHEN", value_parser = when_argument, allow_hyphen_values = true)]
     since: Option<When>,
 }
@@ -128,6 +128,9 @@ struct RedriveArgs {
     /// The group for dead letters that name none (those of the original program)
     #[arg(long, value_name = "GROUP")]
     to: Option<String>,
+    /// Those too of which not the whole entry was kept: what goes back is less than what was published
+    #[arg(long)]
+    incomplete: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -322,6 +325,7 @@ fn letter_json(letter: &StoredLetter) -> Json {
         "group": letter.group, "plugin": letter.plugin, "digest": letter.digest, "code": letter.code, "reason": letter.reason,
         "failed_at": letter.failed_at, "attempts": letter.attempts, "trap": letter.trap, "log_tail": letter.log_tail,
         "redrives": letter.redrives, "original_message": letter.original_message, "exact": letter.exact,
+        "truncated": letter.truncated,
         "original_fields": fields_json(&letter.original_fields),
     })
 }
@@ -371,7 +375,11 @@ fn show_letter(letter: &StoredLetter) {
     show_attempts(&letter.attempts);
     show_text("backtrace", &letter.trap);
     show_text("last log lines", &letter.log_tail);
-    let kind = if letter.exact { "a copy, byte for byte" } else { "rebuilt from the JSON view" };
+    let kind = match (letter.exact, letter.truncated) {
+        (true, false) => "a copy, byte for byte",
+        (true, true) => "a copy of its first 3,000 fields; it had more",
+        (false, _) => "rebuilt from the JSON view",
+    };
     if letter.original_fields.is_empty() {
         line("  the original entry is gone; nothing of it was kept");
     } else {
@@ -380,7 +388,14 @@ fn show_letter(letter: &StoredLetter) {
     }
     line("");
     let to = if letter.group.is_empty() { " --to GROUP" } else { "" };
-    line(&format!("  send it back: cofferdam dlq redrive {}{to}", letter.id));
+    let incomplete = match letter.lacks() {
+        Some(lacks) => {
+            line(&format!("  not quite what was published: {lacks}"));
+            " --incomplete"
+        }
+        None => "",
+    };
+    line(&format!("  send it back: cofferdam dlq redrive {}{to}{incomplete}", letter.id));
     line("");
 }
 
@@ -429,7 +444,11 @@ struct Outcome {
 
 /// What is done with each letter.
 enum Doing<'a> {
-    Redrive { to: Option<&'a str> },
+    Redrive {
+        to: Option<&'a str>,
+        /// Those too of which not the whole entry was kept.
+        incomplete: bool,
+    },
     Discard,
 }
 
@@ -443,12 +462,15 @@ impl Doing<'_> {
 
     /// Where a letter goes, or why it must stay.
     fn target(&self, letter: &StoredLetter) -> Result<String, String> {
-        let Doing::Redrive { to } = self else { return Ok(String::from("discarded")) };
+        let Doing::Redrive { to, incomplete } = self else { return Ok(String::from("discarded")) };
         if letter.original_fields.is_empty() {
             return Err(String::from("nothing is left of the message: look at them, then dlq discard"));
         }
         if letter.original_stream.is_empty() {
             return Err(String::from("it does not say which stream it came from"));
+        }
+        if let Some(lacks) = letter.lacks().filter(|_| !incomplete) {
+            return Err(format!("{lacks}; look at them, then send back what there is with --incomplete"));
         }
         match (letter.group.as_str(), to) {
             ("", None) => {
@@ -471,7 +493,7 @@ async fn redrive(common: &Common, store: &Store, args: &RedriveArgs) -> Result<(
         let known = known.into_iter().collect::<Vec<_>>().join(", ");
         bail!(Usage(format!("no plugin here reads with the group {to:?}; there are: {}", or_dash(&known))));
     }
-    let doing = Doing::Redrive { to: args.to.as_deref() };
+    let doing = Doing::Redrive { to: args.to.as_deref(), incomplete: args.incomplete };
     let outcome = act(store, &args.chosen, &doing, args.rate).await?;
     for group in outcome.done.keys().filter(|_| !args.chosen.dry_run && !common.json) {
         if !is_read(store, group).await? {
@@ -493,19 +515,20 @@ async fn discard(common: &Common, store: &Store, args: &DiscardArgs) -> Result<(
     report(common, &args.chosen, &Doing::Discard, &outcome)
 }
 
-/// Sends back what a version of a plugin has dead-lettered; how many letters that were.
-pub(crate) async fn send_back(store: &Store, plugin: &str, digest: &str, reason: &str) -> Result<u64> {
+/// Sends back what a version of a plugin has dead-lettered; how many letters that were, and how many were left.
+pub(crate) async fn send_back(store: &Store, plugin: &str, digest: &str, reason: &str) -> Result<(u64, u64)> {
     let filter = Filter { plugin: Some(plugin.to_owned()), digest: Some(digest.to_owned()), ..Filter::default() };
     let reason = if reason.is_empty() { "its version was rolled back" } else { reason };
     let chosen = Chosen { all: true, filter, yes: true, reason: reason.to_owned(), ..Chosen::default() };
-    let doing = Doing::Redrive { to: None };
-    Ok(act(store, &chosen, &doing, None).await?.acts)
+    let doing = Doing::Redrive { to: None, incomplete: false };
+    let outcome = act(store, &chosen, &doing, None).await?;
+    Ok((outcome.acts, outcome.left.values().sum()))
 }
 
 /// Does it, letter by letter: each is its own atomic step, so an interrupted act has done whole letters only.
 async fn act(store: &Store, chosen: &Chosen, doing: &Doing<'_>, rate: Option<u32>) -> Result<Outcome> {
     confirm(store, chosen, doing).await?;
-    let actor = Actor { store, who: who(), why: &chosen.reason, verb: doing.verb(), dry_run: chosen.dry_run };
+    let actor = Actor { store, who: who(), why: &chosen.reason, dry_run: chosen.dry_run };
     let mut outcome = Outcome::default();
     let started = Instant::now();
     let most = chosen.limit.unwrap_or(u64::MAX);
@@ -542,7 +565,6 @@ struct Actor<'a> {
     store: &'a Store,
     who: String,
     why: &'a str,
-    verb: &'static str,
     dry_run: bool,
 }
 
@@ -555,27 +577,13 @@ impl Actor<'_> {
                 return Ok(());
             }
         };
+        let at = clock::iso(clock::now_ms());
+        let by = Operator { at: &at, who: &self.who, why: self.why };
+        // What is on record is what was done: somebody else may have been at the same letter.
         let done = match doing {
             _ if self.dry_run => true,
-            Doing::Redrive { .. } => {
-                let sent = self.store.redrive(letter, &target).await?;
-                if let Some(id) = sent {
-                    let what = format!("{} {} to {target} as {id}", letter.original_stream, letter.original_id);
-                    self.store.pipeline::<redis::Value>(&self.log(redis::pipe(), letter, &what)).await?;
-                }
-                sent.is_some()
-            }
-            Doing::Discard => {
-                let what = format!("{} {} of {}", letter.original_stream, letter.original_id, or_dash(&letter.group));
-                // Both or neither: what was thrown away must be found in the log, by people and by verify.
-                let mut pipe = redis::pipe();
-                pipe.atomic().cmd("XDEL").arg(DEAD_LETTER_STREAM).arg(letter.id.to_string());
-                if let Some(uncount) = self.store.uncount(letter).await? {
-                    pipe.add_command(uncount).ignore();
-                }
-                let (deleted, _): (u64, String) = self.store.pipeline(&self.log(pipe, letter, &what)).await?;
-                deleted == 1
-            }
+            Doing::Redrive { .. } => self.store.redrive(letter, &target, &by).await?.is_some(),
+            Doing::Discard => self.store.discard(letter, &by).await?,
         };
         if done {
             outcome.acts += 1;
@@ -584,28 +592,6 @@ impl Actor<'_> {
             outcome.gone.push(letter.id);
         }
         Ok(())
-    }
-
-    fn log(&self, mut pipe: redis::Pipeline, letter: &StoredLetter, what: &str) -> redis::Pipeline {
-        let id = letter.id.to_string();
-        let now = clock::iso(clock::now_ms());
-        let fields = [
-            ("at", now.as_str()),
-            ("who", &self.who),
-            ("verb", self.verb),
-            ("what", what),
-            ("why", self.why),
-            ("letter", &id),
-            ("stream", &letter.original_stream),
-            ("id", &letter.original_id),
-            ("group", &letter.group),
-            ("digest", &letter.digest),
-        ];
-        let command = pipe.cmd("XADD").arg(OPERATOR_LOG_STREAM).arg("*");
-        for (name, value) in fields {
-            command.arg(name).arg(value);
-        }
-        pipe
     }
 }
 
@@ -688,14 +674,15 @@ mod tests {
             plugin: "classify".into(),
             code: "trap".into(),
             original_fields: vec![(b"payload".to_vec(), b"{}".to_vec()); fields],
+            exact: true,
             ..StoredLetter::default()
         }
     }
 
     #[test]
     fn a_letter_goes_back_to_its_own_group_and_to_no_other() {
-        let own = Doing::Redrive { to: None };
-        let named = Doing::Redrive { to: Some("group:b") };
+        let own = Doing::Redrive { to: None, incomplete: false };
+        let named = Doing::Redrive { to: Some("group:b"), incomplete: false };
         assert_eq!(own.target(&letter("group:a", 1)), Ok(String::from("group:a")));
         assert!(own.target(&letter("", 1)).unwrap_err().contains("--to GROUP"));
         assert_eq!(named.target(&letter("", 1)), Ok(String::from("group:b")));
@@ -704,8 +691,24 @@ mod tests {
 
     #[test]
     fn a_letter_of_which_nothing_is_left_is_not_sent_back_empty() {
-        assert!(Doing::Redrive { to: None }.target(&letter("group:a", 0)).is_err());
+        assert!(Doing::Redrive { to: None, incomplete: true }.target(&letter("group:a", 0)).is_err());
         assert!(Doing::Discard.target(&letter("group:a", 0)).is_ok());
+    }
+
+    #[test]
+    fn a_letter_that_lacks_something_of_its_entry_is_sent_back_only_when_that_is_said() {
+        let truncated = StoredLetter { truncated: true, ..letter("group:a", 1) };
+        let rebuilt = StoredLetter { exact: false, ..letter("group:a", 1) };
+        for lacking in [&truncated, &rebuilt] {
+            let refused = Doing::Redrive { to: None, incomplete: false }.target(lacking).unwrap_err();
+            assert!(refused.contains("--incomplete"), "{refused}");
+            let told = Doing::Redrive { to: None, incomplete: true };
+            assert_eq!(told.target(lacking), Ok(String::from("group:a")));
+        }
+        // The original program kept no copies: its view is the message.
+        let historic = StoredLetter { exact: false, ..letter("", 1) };
+        let doing = Doing::Redrive { to: Some("group:a"), incomplete: false };
+        assert_eq!(doing.target(&historic), Ok(String::from("group:a")));
     }
 
     #[test]

@@ -258,10 +258,6 @@ async fn redis(findings: &mut Findings, url: &str) {
 fn note(findings: &mut Findings, what: &'static str, outcome: Result<(), StreamError>) {
     match outcome {
         Ok(()) => {}
-        // The server's clock is nobody's business but ours; all else a host must be able to look at itself.
-        Err(StreamError::Denied { .. }) if what == "clocks" => {
-            findings.add(Health::Warn, what, "this user may not ask for the time", "");
-        }
         Err(StreamError::Denied { .. }) => {
             findings.add(Health::Fail, what, "this user may not look at it, and a host must", GRANTS);
         }
@@ -377,7 +373,7 @@ async fn clocks(findings: &mut Findings, store: &Store) -> Result<(), StreamErro
 
 /// What a host's user needs, in groups; each other stream that plugins read or write needs its pattern too.
 const GRANTS: &str = "redis-cli ACL SETUSER NAME +@stream +@hash +@string +@scripting +@transaction +@connection +scan +type +del \
-                      +exists +pexpire +info +config|get +memory|usage +acl|whoami +acl|dryrun '~stream:*' '~cofferdam:*'";
+                      +exists +pexpire +time +info +config|get +memory|usage +acl|whoami +acl|dryrun '~stream:*' '~cofferdam:*'";
 
 /// Commands that a host sends, each with a key or a channel that it would name.
 const NEEDED: &[&[&str]] = &[

@@ -84,8 +84,10 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         false => None,
     };
     if common.json {
-        let document =
-            json!({"plugin": plugin, "digest": pin.digest, "instead_of": replaced, "hosts": hosts, "redriven": sent});
+        let (sent, left) = sent.unzip();
+        let document = json!({
+            "plugin": plugin, "digest": pin.digest, "instead_of": replaced, "hosts": hosts, "redriven": sent, "left": left,
+        });
         line(&document.to_string());
         return Ok(());
     }
@@ -96,8 +98,12 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         plural(hosts),
         short(&replaced)
     ));
-    if let Some(sent) = sent {
+    if let Some((sent, left)) = sent {
         line(&format!("{sent} dead letters of {} were sent back", short(&replaced)));
+        if left > 0 {
+            let which = format!("--plugin {} --digest {}", safe(plugin), short(&replaced));
+            line(&format!("{left} were left; why: cofferdam dlq redrive --all {which} --dry-run"));
+        }
     }
     line(&format!(
         "it stays so, over restarts too, until: cofferdam unpin {plugin}, or cofferdam deploy of another version"

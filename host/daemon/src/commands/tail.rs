@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// How many of the last entries to begin with
     #[arg(long, short, value_name = "N", default_value_t = 10, conflicts_with = "from")]
     count: usize,
-    /// Begin here instead: an age (-10m), a time (2026-11-24T08:00:00Z) or an entry id
+    /// Begin here instead: an age (-10m), a time (2026-11-24T08:00:00Z), a day (2026-11-24) or an entry id
     #[arg(long, value_name = "WHEN", value_parser = when_argument, allow_hyphen_values = true)]
     from: Option<When>,
     /// End with the last entry that is there

@@ -1,25 +1,24 @@
 #!lua
--- Moves one dead letter to the redrive stream of the group that gave up on it. Twice is a no-op: the second finds nothing.
+-- Moves one dead letter to the redrive stream of the group that gave up on it. Twice is a no-op: the second finds nothing, and
+-- nothing is on record of it.
 --
--- KEYS: 1 dead letters, 2 redrive stream, 3 ledger of the lane that gave up
--- ARGV: dead letter id, group, number of fields and values, fields and values
+-- KEYS: 1 dead letters, 2 redrive stream, 3 ledger of the lane that gave up, 4 operator log
+-- ARGV: dead letter id, group, number of fields and values, fields and values, then fields and values of the act
 -- Returns the new entry's id, or '' when the dead letter is gone.
 -- include need.lua
+-- include leave.lua
 local letter = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 if not letter then return '' end
-need({
-  {'XADD', KEYS[2], '*', 'x', 'x'}, {'XDEL', KEYS[1], ARGV[1]}, {'EXISTS', KEYS[3]}, {'HINCRBY', KEYS[3], 'dead_bytes', 1},
-})
-local fields = {}
-for i = 4, 3 + tonumber(ARGV[3]) do fields[#fields + 1] = ARGV[i] end
+need({{'XADD', KEYS[2], '*', 'x', 'x'}})
+may_leave(KEYS[1], ARGV[1], KEYS[3], KEYS[4])
+local fields, act = {}, {}
+local last = 3 + tonumber(ARGV[3])
+for i = 4, last do fields[#fields + 1] = ARGV[i] end
+for i = last + 1, #ARGV do act[#act + 1] = ARGV[i] end
 local id = redis.call('XADD', KEYS[2], '*', unpack(fields))
 -- A group that has never read its redrive stream must find this entry when it comes.
 redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[2], '0')
-redis.call('XDEL', KEYS[1], ARGV[1])
-for f = 1, #letter[2], 2 do
-  -- A ledger that was removed with its plugin stays removed.
-  if letter[2][f] == 'bytes' and redis.call('EXISTS', KEYS[3]) == 1 then
-    redis.call('HINCRBY', KEYS[3], 'dead_bytes', -(tonumber(letter[2][f + 1]) or 0))
-  end
-end
+act[#act + 1] = 'sent_as'
+act[#act + 1] = id
+leave(KEYS[1], letter, KEYS[3], KEYS[4], act)
 return id
