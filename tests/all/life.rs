@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use cofferdam_model::ReasonCode;
 use cofferdam_streams::LaneKeys;
 use cofferdam_streams::dead_letters::StoredLetter;
-use cofferdam_tests::{Place, Redis, approve, cofferdam, publish, wait_until};
+use cofferdam_tests::{Place, Redis, cofferdam, publish, wait_until};
 
 use crate::operators::OPERATOR;
 
@@ -100,14 +100,13 @@ async fn a_redriven_message_comes_to_the_failing_group_alone_with_fresh_attempts
     let other = "name = \"other\"\nsubscribe = [\"stream:in\"]\nemit = [\"stream:other_out\"]\nstart = \"oldest\"\nretries = 0\n";
     place.put("other", &cofferdam_tests::guest("test/actor.wasm"), other);
     publish(&redis, "stream:in", [String::from(r#"{"do":"trap-below","n":2,"seq":1,"to":"stream:out"}"#)].into_iter());
-    let host = place.host(&redis, 1);
+    let _host = place.host(&redis, 1);
     wait_until("both groups have failed on it", || redis.number(&["XLEN", "stream:dead_letter"]) == 2);
     let store = redis.store().await;
     let all = letters(&redis).await;
     let letter = all.iter().find(|letter| letter.group == "group:actor").unwrap();
     // The mended version: it no longer minds the first attempt.
     place.put_actor("retries = 2\n[backoff]\nbase = \"20ms\"\n");
-    approve(&host, &redis, "actor", "it is tried again");
     wait_until("the mended version is live", || {
         let report = redis.cli(&["--raw", "GET", &redis.cli(&["--raw", "KEYS", "cofferdam:host:*"])]);
         let report: serde_json::Value = serde_json::from_str(&report).unwrap_or_default();

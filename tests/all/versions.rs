@@ -118,7 +118,6 @@ fn a_rollback_by_hand_holds_over_restarts_and_on_new_hosts_until_it_is_ended() {
 
     // Too few to be judged by: a person has to.
     place.put_actor(BAD_AT_ONCE);
-    approve(&hosts[0], &redis, "actor", "no retries, to see it soon");
     let bad = settled_on(&redis, 2, &good);
     publish(&redis, "stream:in", emits(5, 15));
     wait_until("its failures are dead letters", || dead(&redis) == 10);
@@ -154,7 +153,8 @@ fn a_rollback_by_hand_holds_over_restarts_and_on_new_hosts_until_it_is_ended() {
     let folder = place.directory.path().join("next");
     std::fs::create_dir(&folder).unwrap();
     std::fs::copy(place.plugins().join("actor.wasm"), folder.join("actor.wasm")).unwrap();
-    let manifest = "name = \"actor\"\nsubscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\nretries = 2\nstart = \"oldest\"\n[config]\nversion = \"next\"\n";
+    let manifest =
+        "name = \"actor\"\nsubscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n[config]\nversion = \"next\"\n";
     std::fs::write(folder.join("actor.toml"), manifest).unwrap();
     let data = hosts[0].data.display().to_string();
     let output = cofferdam(&["deploy", &folder.display().to_string(), "--data", &data]);

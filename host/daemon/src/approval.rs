@@ -2,8 +2,9 @@
 //!
 //! The first version of a plugin is approved by the manifest that the operator put beside it; one whose manifest came inside the wasm
 //! is nobody's word but its maker's, and waits. From then on a version that asks for a stream, a mode, threads or a limit beyond what
-//! was allowed waits, and so does one with another group, other retries or another start; the difference is shown. A circle of plugins,
-//! each reading what the one before emits, waits for every plugin that closes it, whatever its manifest says.
+//! was allowed waits, and the difference is shown; where the manifest is its maker's word, so does one with another group, other
+//! retries or another start. A circle of plugins, each reading what the one before emits, waits for every plugin that closes it,
+//! whatever its manifest says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -119,7 +120,8 @@ impl Asks {
     pub(crate) fn beyond(&self, known: &Known) -> Vec<String> {
         let mut lines = match (known.claim, &known.allowed) {
             (Claim::Stranger, _) => self.all("+ its name: the manifest stands inside a file that is called otherwise"),
-            (_, Some(allowed)) => self.more_than(allowed),
+            (Claim::Maker, Some(allowed)) => [self.more_than(allowed), self.other_than(allowed)].concat(),
+            (Claim::Renamed | Claim::Operator, Some(allowed)) => self.more_than(allowed),
             (Claim::Maker, None) => self.all("+ a new plugin whose manifest stands inside it"),
             (Claim::Renamed | Claim::Operator, None) => Vec::new(),
         };
@@ -182,6 +184,13 @@ impl Asks {
                 lines.push(format!("+ {key} {} (before: {})", show_limit(key, *now), show_limit(key, *before)));
             }
         }
+        lines
+    }
+
+    /// What this chooses that has not been chosen before. Only of a manifest that is its maker's word: the group, the retries and the
+    /// start that an operator writes are the operator's choice.
+    fn other_than(&self, allowed: &Asks) -> Vec<String> {
+        let mut lines = Vec::new();
         for (key, values) in &self.chosen {
             // A stream that is new is asked for above, and where it is begun with it.
             let new_stream = self.read.iter().any(|stream| *key == start_key(stream) && !allowed.read.contains(stream));
@@ -411,8 +420,14 @@ mod tests {
         let more = asks(
             "group = \"other\"\nretries = 0\nstart = \"oldest\"\nsubscribe = [\"a\", \"c\"]\nemit = [\"b\"]\n[limits]\nevents = 11\noutput = \"1B\"\nhost-calls = 100001",
         );
+        let beyond = |asks: &Asks, allowed: &Asks, claim| {
+            asks.beyond(&Known { allowed: Some(allowed.clone()), claim, ..Known::default() })
+        };
+        let by_maker = |asks: &Asks, allowed: &Asks| beyond(asks, allowed, Claim::Maker);
+        let raised = beyond(&more, &first, Claim::Operator);
+        assert_eq!(raised.len(), 4, "{raised:?}");
         assert_eq!(
-            more.more_than(&first),
+            by_maker(&more, &first),
             [
                 "+ reads c",
                 "+ events 11 (before: 10)",
@@ -425,10 +440,10 @@ mod tests {
             ]
         );
         let both = more.with(&first);
-        assert!(more.more_than(&both).is_empty() && first.more_than(&both).is_empty());
+        assert!(by_maker(&more, &both).is_empty() && by_maker(&first, &both).is_empty());
         let neither =
             asks("group = \"third\"\nsubscribe = [\"a\"]\nemit = []\n[limits]\nevents = 11\noutput = \"1KiB\"");
-        assert_eq!(neither.more_than(&both), ["+ group = third (before: group:p, other)"]);
+        assert_eq!(by_maker(&neither, &both), ["+ group = third (before: group:p, other)"]);
     }
 
     #[test]
@@ -436,7 +451,7 @@ mod tests {
         let before = r#"{"read":["a"],"emit":["b"],"reuse":false,"threads":null,"memory_bytes":67108864,"deadline":{"secs":1,"nanos":0}}"#;
         let read = |text: &str| {
             let found = Approvals { allowed: Some(text.to_owned()), ..Approvals::default() };
-            let known = Known::read(&found, Claim::Operator);
+            let known = Known::read(&found, Claim::Maker);
             assert!(known.allowed.is_some(), "{text}");
             known
         };
