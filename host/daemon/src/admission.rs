@@ -21,7 +21,6 @@ use crate::clock;
 use crate::commands::deploy::short;
 use crate::compile::Compiler;
 use crate::config::Config;
-use crate::manifest::Manifest;
 use crate::signature::Signed;
 use crate::steps::{Refusal, Step, Steps, refuse};
 use crate::supervisor::{Note, Supervisor};
@@ -192,8 +191,8 @@ impl Admission {
 
     /// Why a candidate cannot have its group.
     fn crowded(&self, candidate: &Candidate, neighbours: &Neighbours) -> Option<String> {
-        let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name).ok()?;
-        self.supervisor.conflict(&manifest, neighbours.former.as_deref())
+        let (manifest, _) = candidate.parsed().ok()?;
+        self.supervisor.conflict(manifest, neighbours.former.as_deref())
     }
 
     /// Notes a refusal; the version that runs goes on.
