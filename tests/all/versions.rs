@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cofferdam_tests::{Host, Place, Redis, approve, cofferdam, comes_true, errors, publish, wait_until};
+use cofferdam_tests::{Host, Place, Redis, cofferdam, comes_true, errors, publish, wait_until};
 use serde_json::Value;
 
 /// A version that handles everything, and one whose every output is refused.
