@@ -318,13 +318,16 @@ impl Lane {
     /// its turn once more and runs anew, uncharged, or is given back by a host that is leaving.
     pub(super) fn in_its_turn(&mut self, mut ran: Ran) -> Option<Ran> {
         let id = ran.delivery.entry;
-        let early = self.order.as_ref().is_some_and(|order| !order.queues.is_next(id));
+        let leaving = ran.host == HostState::Stopping;
+        // A host that is leaving looks no more at what became of the earlier ones.
+        let in_doubt = leaving && self.reconcile;
+        let early = self.order.as_ref().is_some_and(|order| in_doubt || !order.queues.is_next(id));
         // What was given to us anew meanwhile is another delivery; this one's settle is refused.
         let ours = self.in_flight.get(&id).is_some_and(|held| held.token == ran.delivery.token);
         if !early || !ours {
             return Some(ran);
         }
-        if ran.host == HostState::Stopping {
+        if leaving {
             ran.result = Err(Fault::Host { text: String::from("the host is leaving") });
             return Some(ran);
         }
