@@ -386,20 +386,14 @@ async fn read(files: Files) -> Result<(Candidate, Digest), String> {
 /// Puts a file of ours in the place of whatever stands there. A link is replaced and not followed, and a pipe is not opened, which would
 /// wait for a reader.
 fn write_here(path: &Path, text: &str) -> std::io::Result<()> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    // The folder's own look passes over names that begin with a dot.
-    let new = path.with_file_name(format!(".{name}.new"));
-    let create = || fs::OpenOptions::new().write(true).create_new(true).open(&new);
-    let mut file = match create() {
-        // A host that was killed left it, or somebody put it there.
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            fs::remove_file(&new)?;
-            create()?
-        }
-        created => created?,
-    };
+    use std::os::unix::fs::PermissionsExt;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    // The folder's own look passes over names that begin with a dot. Whoever dropped the plugin may read what became of it.
+    let mut new = tempfile::Builder::new();
+    let mut file = new.prefix(".status-").permissions(fs::Permissions::from_mode(0o644)).tempfile_in(dir)?;
     std::io::Write::write_all(&mut file, text.as_bytes())?;
-    fs::rename(&new, path)
+    file.persist(path)?;
+    Ok(())
 }
 
 fn watch_folder(dir: &Path, hints: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
