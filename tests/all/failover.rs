@@ -4,12 +4,16 @@
 //! acknowledgement that it has comes with all of its outputs. The long variants run with COFFERDAM_CHAOS=full.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cofferdam_tests::servers::{
     Forwarder, Picture, Producer, Promise, Server, command, connection, full, two_hosts, two_hosts_seen_at,
 };
-use cofferdam_tests::{Place, cofferdam_in, errors, wait_until};
+use cofferdam_tests::{Host, Place, cofferdam_in, errors, program, wait_until};
+use redis::Value;
+
+use crate::ordered::{keyed, out_of_order, put_ordered};
 
 /// How long everything may take to come to rest on a busy machine.
 const REST: Duration = Duration::from_secs(60);
@@ -121,6 +125,71 @@ fn a_promoted_replica_holds_whatever_a_waiting_producer_was_promised() {
     let all = promotions(Promise::Replica, promotion_rounds());
     assert!(all.accepted > 0, "nothing was accepted");
     assert_eq!(all.lost, BTreeSet::new());
+}
+
+/// What became of the order of a key.
+pub(crate) struct Order {
+    /// Promotions that took back what was finished while the next of its key ran.
+    taken_back: usize,
+    /// Outputs out of their order.
+    pub(crate) broken: usize,
+}
+
+/// Promotes a replica that has not seen how a message was finished, while the next of its key runs; until an order is broken.
+pub(crate) fn order_over_promotions(program: &Path, environment: &[(&str, &str)], rounds: usize) -> Order {
+    let place = Place::new();
+    let mut master = master();
+    let (front, link) = (Forwarder::to(master.port), Forwarder::to(master.port));
+    let mut replica = replica_of(link.port);
+    put_ordered(&place, "[limits]\ndeadline = \"60s\"\n");
+    let _host = Host::start(program, &front.url(), &place.directory.path().join("data"), &place.plugins(), environment);
+    let pending = |server: &Server| {
+        let reply = connection(&server.url()).map(|mut connection| {
+            command(&["XPENDING", "stream:in", "group:actor", "-", "+", "10"]).query::<Vec<Value>>(&mut connection)
+        });
+        reply.and_then(Result::ok).map_or(0, |pending| pending.len())
+    };
+    let mut all = Order { taken_back: 0, broken: 0 };
+    for round in 0..rounds as u64 {
+        let before = outputs(&master);
+        wait_until("the replica follows", || replication(&master).contains("state=online"));
+        // In one step, so that one read brings both. The second ends while nobody answers: its settle waits for whoever comes.
+        let one = |seq: u64| keyed(&format!(r#"{{"do":"emit","busy_us":3000000,"seq":{seq}}}"#), 0);
+        let both = "for _, one in ipairs(ARGV) do redis.call('XADD', KEYS[1], '*', 'payload', one) end";
+        master.ask::<Value>(&["EVAL", both, "1", "stream:in", &one(2 * round), &one(2 * round + 1)]);
+        let began = Instant::now();
+        wait_until("the replica knows who has both", || pending(&replica) == 2);
+        link.hold();
+        wait_until("the first is finished", || outputs(&master) > before);
+        let took = began.elapsed();
+        master.kill();
+        link.switch(master.port);
+        replica.ask::<String>(&["REPLICAOF", "NO", "ONE"]);
+        all.taken_back += usize::from(outputs(&replica) == before && pending(&replica) == 2);
+        std::thread::sleep(took + BEHIND);
+        front.switch(replica.port);
+        wait_until("both are finished", || pending(&replica) == 0);
+        assert_eq!(outputs(&replica), before + 2, "lost or doubled");
+        all.broken += out_of_order(&replica.url(), |_| 0);
+        if all.broken > 0 {
+            break;
+        }
+        link.switch(replica.port);
+        master = replica;
+        replica = replica_of(link.port);
+    }
+    println!(
+        "{} of {rounds} promotions took back what was finished, {} outputs out of order",
+        all.taken_back, all.broken
+    );
+    all
+}
+
+#[test]
+fn the_order_of_a_key_is_kept_by_whatever_a_promoted_replica_has_lost() {
+    let order = order_over_promotions(&program(), &[], promotion_rounds());
+    assert_eq!(order.broken, 0, "outputs out of the order of their key");
+    assert!(order.taken_back > 0, "no promotion took anything back, and this proves nothing");
 }
 
 /// A master, its replica, and three sentinels that watch them.

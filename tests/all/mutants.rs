@@ -9,6 +9,7 @@ use cofferdam_tests::{Host, Place, Redis, comes_true, program_with_mutants, publ
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::failover::order_over_promotions;
 use crate::ordered::{LEDGER, consumer, keyed, out_of_order, put_ordered};
 
 /// What was broken, by name, and how often.
@@ -335,12 +336,21 @@ fn an_owner_of_the_past_that_goes_on_reading_breaks_the_order_of_a_key() {
                 seq += 1;
             }
             assert!(ground.settles("group:actor", Duration::from_secs(30)), "it does not come to rest");
-            broken = out_of_order(&ground.redis, |_| 0) as u64;
+            broken = out_of_order(&ground.redis.url(), |_| 0) as u64;
             if broken > 0 && !mutant.is_empty() {
                 break;
             }
         }
         vec![("out of the order of their key", broken)]
+    });
+}
+
+#[test]
+fn an_owner_that_settles_whatever_a_failover_has_taken_back_breaks_the_order_of_a_key() {
+    shows("no-finished", |mutant| {
+        let rounds = if mutant.is_empty() { 10 } else { 40 };
+        let kept = order_over_promotions(&program_with_mutants(), &[("COFFERDAM_MUTANT", mutant)], rounds);
+        vec![("out of the order of their key", kept.broken as u64)]
     });
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use cofferdam_model::EntryId;
 use cofferdam_model::invariants::{KeyedOutput, outputs_in_order};
 use cofferdam_tests::checker::{Left, check, full_length, payload, unsettled};
+use cofferdam_tests::servers::{command, connection};
 use cofferdam_tests::{Host, Place, Redis, comes_true, guest, publish, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -26,15 +27,14 @@ pub(crate) fn keyed(payload: &str, key: u64) -> String {
 }
 
 /// How many outputs stand behind one of a later message of their key.
-pub(crate) fn out_of_order(redis: &Redis, key_of: impl Fn(u64) -> u64) -> usize {
-    let text = redis.cli(&["--json", "XRANGE", "stream:out", "-", "+"]);
-    let entries: Vec<(String, Vec<String>)> = serde_json::from_str(&text).unwrap_or_default();
+pub(crate) fn out_of_order(url: &str, key_of: impl Fn(u64) -> u64) -> usize {
+    let mut connection = connection(url).expect("the test's redis answers");
+    let reply = command(&["XRANGE", "stream:out", "-", "+"]).query(&mut connection);
+    let entries: Vec<(String, BTreeMap<String, String>)> = reply.expect("the outputs are a stream");
     let mut outputs: Vec<KeyedOutput> = entries
         .iter()
         .map(|(id, fields)| {
-            let fields: BTreeMap<&str, &str> =
-                fields.chunks(2).map(|pair| (pair[0].as_str(), pair[1].as_str())).collect();
-            let payload: Value = serde_json::from_str(fields["payload"]).expect("an output is JSON");
+            let payload: Value = serde_json::from_str(&fields["payload"]).expect("an output is JSON");
             let source: EntryId =
                 payload["src"].as_str().and_then(|src| src.parse().ok()).expect("it names its source");
             let key = key_of(payload["seq"].as_u64().expect("it is numbered"));
@@ -99,7 +99,7 @@ fn the_order_of_each_key_is_kept_while_the_owners_of_the_lane_are_killed_and_fro
         "{killed} owners killed, {frozen} frozen for longer than their lease; {published} messages of {KEYS} keys, {outputs} outputs, epoch {}",
         owner(&redis).1
     );
-    assert_eq!(out_of_order(&redis, |seq| seq % KEYS), 0, "outputs out of the order of their key");
+    assert_eq!(out_of_order(&redis.url(), |seq| seq % KEYS), 0, "outputs out of the order of their key");
     assert_eq!(check(&redis, published), Left::default());
 }
 
@@ -116,12 +116,12 @@ fn a_message_that_waits_for_its_retry_holds_up_its_key_and_no_other_and_a_gracef
     publish(&redis, "stream:in", messages);
     // Ten of the other key pass while nine wait behind the one that is parked.
     wait_until("the other key is done", || redis.number(&["XLEN", "stream:out"]) == 10);
-    assert_eq!(out_of_order(&redis, |seq| seq % 2), 0);
+    assert_eq!(out_of_order(&redis.url(), |seq| seq % 2), 0);
     first.stop();
     let (name, epoch) = owner(&redis);
     wait_until("the next owner does the rest", || redis.number(&["XLEN", "stream:out"]) == 20);
     assert!(epoch >= 1, "{name}");
     assert_eq!(owner(&redis).1, 2, "handed over once");
-    assert_eq!(out_of_order(&redis, |seq| seq % 2), 0);
+    assert_eq!(out_of_order(&redis.url(), |seq| seq % 2), 0);
     assert_eq!(redis.number(&["HGET", LEDGER, "retried"]), 1, "the hand-over charges nothing");
 }

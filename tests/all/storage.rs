@@ -164,7 +164,8 @@ fn decided(message: Message, token: Token, verdict: Verdict) -> Decided {
 }
 
 async fn settle(store: &Store, batch: &[Decided]) -> Result<Vec<Settled>, StreamError> {
-    let cx = SettleContext { lane: &lane(), consumer: "me", now_ms: 1, now: "2026-01-01T00:00:00.000000", epoch: None };
+    let cx =
+        SettleContext { lane: &lane(), consumer: "me", now_ms: 1, now: "2026-01-01T00:00:00.000000", tenure: None };
     store.settle(&cx, batch).await
 }
 

@@ -276,7 +276,7 @@ impl Lane {
                 self.start_work();
             }
             let flush_at = self.first_decided.map(|at| at + FLUSH_AFTER);
-            let may_flush = self.settles < SETTLES_MAX;
+            let may_flush = self.settles < self.settles_max();
             let wake_at = self.wake_at(mode);
             tokio::select! {
                 biased;
@@ -451,9 +451,7 @@ impl Lane {
             if self.apart_now == Some(ran.delivery.entry) {
                 self.apart_now = None;
             }
-            if let Some(ran) = self.in_its_turn(ran) {
-                self.decide(ran, &terms);
-            }
+            self.decide(ran, &terms);
         }
         self.submit_apart();
     }

@@ -143,12 +143,11 @@ pub(crate) fn promises(world: &World, scenario: &Scenario) -> Vec<Violation> {
     let mut records = Vec::new();
     let mut found: BTreeMap<(usize, EntryId), Found> = BTreeMap::new();
     let plugin_of = |name: &str| (0..scenario.plugins).find(|plugin| plugin_name(*plugin) == name);
-    // What is out of order by its nature: a group that was set back by hand, a message that was taken out of its stream and came
-    // back by the redrive stream, and one whose outputs were lost with the history that a failover rewound.
+    // What is out of order by its nature: a group that was set back by hand, and a message that was taken out of its stream and came
+    // back by the redrive stream.
     let keeps_order = |plugin: usize, source: EntryId| {
-        let rewound = published.rewound.contains(&(plugin_name(plugin), source));
         let moved = published.may_be_trimmed.contains(&source) || published.may_repeat.contains(&(plugin, source));
-        scenario.ordered && !rewound && !moved
+        scenario.ordered && !moved
     };
     let mut keyed = Vec::new();
     let outputs = OUTPUTS.iter().enumerate();

@@ -10,7 +10,6 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use cofferdam_model::EntryId;
-use cofferdam_model::invariants::Source;
 use cofferdam_streams::{Link, Opening, Server};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -44,8 +43,6 @@ pub struct Published {
     pub may_be_trimmed: BTreeSet<EntryId>,
     /// (plugin, entry) whose effects may be there twice: their group was destroyed.
     pub may_repeat: BTreeSet<(usize, EntryId)>,
-    /// (name of the plugin, entry) whose outputs were lost with the history that a failover rewound: they come again, later.
-    pub rewound: BTreeSet<(String, EntryId)>,
 }
 
 /// A network's trouble for one host.
@@ -261,12 +258,8 @@ impl World {
 
     /// The replica takes over: what the old master had done since is gone, as if it had never been.
     pub fn fail_over(&self) {
-        let now = self.server_ms();
         let mut state = self.state();
-        if let Some((mut model, mut published)) = state.replica.take() {
-            let (before, after) = (effects(&mut state.model, now), effects(&mut model, now));
-            published.rewound.append(&mut state.published.rewound);
-            published.rewound.extend(before.difference(&after).cloned());
+        if let Some((model, mut published)) = state.replica.take() {
             // What an operator has done to entries that are there again is still allowed to show.
             published.may_be_missing.append(&mut state.published.may_be_missing);
             published.may_be_trimmed.append(&mut state.published.may_be_trimmed);
@@ -373,21 +366,6 @@ fn moved_unseen(before: &Leases, after: &Leases) -> Vec<String> {
         }
     }
     moved
-}
-
-/// The messages that have outputs, as (name of the plugin, entry).
-fn effects(model: &mut Model, now: u64) -> BTreeSet<(String, EntryId)> {
-    let mut effects = BTreeSet::new();
-    for stream in OUTPUTS {
-        let reply = model.execute(now, &[b"XRANGE", stream.as_bytes(), b"-", b"+"]);
-        let entries: Vec<(String, BTreeMap<String, String>)> =
-            reply.ok().and_then(|reply| redis::from_redis_value(reply).ok()).unwrap_or_default();
-        for (_, fields) in entries {
-            let source = fields.get("cofferdam_source").and_then(|source| Source::parse(source));
-            effects.extend(fields.get("cofferdam_plugin").cloned().zip(source.map(|source| source.id)));
-        }
-    }
-    effects
 }
 
 fn error_reply(text: &str) -> RedisError {

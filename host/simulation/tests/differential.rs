@@ -494,7 +494,9 @@ impl Author<'_, '_> {
         ids.sort_by_key(|id| id.split('-').map(|part| part.parse::<u64>().unwrap_or(0)).collect::<Vec<_>>());
         let (first, last) = (ids.first().map_or("0-0", |id| id.as_str()), ids.last().map_or("0-0", |id| id.as_str()));
         call.extend(words(&format!("{group} {consumer} {first} {last} 100000 {delete} 2026-11-24T10:00:00.000000")));
-        call.push_word(self.epoch());
+        let epoch = self.epoch();
+        let finished = if epoch.is_empty() { "" } else { self.dice.pick(&["0", "0", "1", "2"]) };
+        call.push_word(epoch).push_word(finished);
         call.extend(words("2 plug digest1 config1 plug digest2 config2"));
         call.push_word(held.len());
         for (id, token) in &held {
@@ -553,7 +555,7 @@ impl Author<'_, '_> {
             0 | 1 => {
                 let silent = self.dice.pick(&["", "c1|1|0", "c2|1|0", "c1|2|1", "c2|2|0"]);
                 let mut call = self.script("own", &["ledger"]);
-                call.push_word(consumer).push_word(epoch).push_word(silent);
+                call.push_word(consumer).push_word(epoch).push_word(silent).push_word(self.dice.pick(&[0, 0, 3]));
                 return call;
             }
             2 => self.script("disown", &["ledger"]),

@@ -12,7 +12,7 @@ use redis::Value;
 use cofferdam_model::{Attempt, EntryId, Token};
 
 use crate::link::{Link, Through};
-use crate::order::epoch_argument;
+use crate::order::or_empty;
 use crate::reply::Reply;
 use crate::{LaneKeys, RawEntry, Store, StreamError, record, retry_consumer};
 
@@ -106,7 +106,7 @@ impl Store {
             .arg(count)
             .arg(me.now)
             .arg(me.plugin)
-            .arg(epoch_argument(me.epoch))
+            .arg(or_empty(me.epoch))
             .arg(0);
         taken(script.send(&*self.reads, &call).await?)
     }
@@ -125,7 +125,7 @@ impl Store {
     ) -> Result<(u64, Vec<Taken>), StreamError> {
         let script = &self.scripts.take;
         let mut call = self.take_call(lane, me, holder);
-        call.arg(0).arg(1).arg(me.now).arg(me.plugin).arg(epoch_argument(me.epoch)).arg(suspects.len());
+        call.arg(0).arg(1).arg(me.now).arg(me.plugin).arg(or_empty(me.epoch)).arg(suspects.len());
         for (id, token) in suspects {
             call.arg(id.to_string()).arg(token.0);
         }

@@ -46,7 +46,7 @@ pub use ledger::{Ledger, Tally};
 pub use link::{Link, Opening, Server};
 pub use mutants::{MUTANTS, planted};
 pub use operator_log::Act;
-pub use order::{Owned, Unfinished};
+pub use order::{Owned, Tenure, Unfinished};
 pub use presence::HostReport;
 pub use record::read as read_record;
 pub use settle::{Decided, Evidence, Holding, SettleContext, Settled, VersionStamp, output_id};

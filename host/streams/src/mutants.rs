@@ -5,7 +5,7 @@
 //! stands behind it.
 
 /// The bugs, as `COFFERDAM_MUTANT` names them.
-pub const MUTANTS: [&str; 12] = [
+pub const MUTANTS: [&str; 13] = [
     // A settle asks neither for the owner nor for the token.
     "no-fence",
     // The ack comes before the outputs, which may then be refused.
@@ -30,6 +30,8 @@ pub const MUTANTS: [&str; 12] = [
     "attempts-from-token",
     // Whoever was once the owner of a lane that keeps an order goes on as if it still were.
     "no-epoch",
+    // Whoever owns a lane that keeps an order settles whatever a failover has taken back of what it finished.
+    "no-finished",
 ];
 
 /// Those of the sandbox and of the program, which know them by themselves; here so that a misspelt one is noticed.
@@ -83,7 +85,7 @@ pub(crate) fn writes_newest() -> bool {
 
 /// A script with the bugs that lie in its text: mutant, script, what must be there, and what stands there instead.
 #[cfg(feature = "mutants")]
-const REPLACED: [(&str, &str, &str, &str); 10] = [
+const REPLACED: [(&str, &str, &str, &str); 11] = [
     ("no-fence", "settle", "local ok = held[id] == token -- fence", "local ok = true"),
     (
         "ack-first",
@@ -115,9 +117,15 @@ const REPLACED: [(&str, &str, &str, &str); 10] = [
         "if unusable[key] then usable = false end",
         "if next(unusable) then usable = false end",
     ),
-    ("no-epoch", "settle", "owns(ledger, me, ARGV[8])", "true"),
+    (
+        "no-epoch",
+        "settle",
+        "owns(ledger, me, ARGV[8]) and (not ordered or redis.call('HGET', ledger, 'finished') == ARGV[9])",
+        "true",
+    ),
     ("no-epoch", "take", "owns(ledger, me, ARGV[8])", "true"),
     ("no-epoch", "read", "owns(KEYS[2], ARGV[2], ARGV[3])", "true"),
+    ("no-finished", "settle", "redis.call('HGET', ledger, 'finished') == ARGV[9]", "true"),
 ];
 
 /// The text of a script, with the bug that is planted in it.

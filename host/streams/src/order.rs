@@ -1,8 +1,8 @@
 //! Lanes that keep an order: who owns one, what its owner reads, and what is unfinished when it changes hands.
 //!
 //! The scripts that settle and take are told the owner's epoch as well ([`crate::SettleContext`], [`crate::TakeFor`]), and write
-//! nothing for an owner of the past. Parking asks for no epoch: what is parked is as unfinished as before, and whoever leaves must
-//! be able to let go.
+//! nothing for an owner of the past; a settle is told what the owner has finished, too ([`Tenure`]). Parking asks for neither: what
+//! is parked is as unfinished as before, and whoever leaves must be able to let go.
 
 use std::sync::Arc;
 
@@ -19,10 +19,27 @@ use crate::{LaneKeys, RawEntry, Store, StreamError};
 pub enum Owned {
     /// It is still ours.
     Still,
-    /// It has become ours, under this epoch. After a loss of the ledger that may be one which we have had before.
+    /// It has become ours, under this epoch, which this consumer has not had before.
     Mine(u64),
     /// Somebody else owns it. The text changes with every sign of life of that owner.
     Other(String),
+}
+
+/// By what right the owner of a lane settles: while Redis knows of this epoch and of exactly as much that was finished under it.
+///
+/// The history of Redis can lose its end (a failover, a power cut). Then fewer messages are finished than the owner knows of, and
+/// none may take effect until it has seen which are unfinished again. So only one settle of a lane is under way at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// The epoch.
+    pub epoch: u64,
+    /// How many messages the owner has finished under it.
+    pub finished: u64,
+}
+
+impl Tenure {
+    /// Of whoever does not own the lane, or does not know what is finished: every settle is refused.
+    pub const NONE: Tenure = Tenure { epoch: 0, finished: 0 };
 }
 
 /// An entry of a group that is not acknowledged.
@@ -42,7 +59,7 @@ const ENTRIES: usize = 500;
 
 impl Store {
     /// Becomes the owner of a lane that has none, or whose owner has been `silent` in this state for too long; renews when
-    /// `epoch` is that of the present ownership.
+    /// `epoch` is that of the present ownership. `last` is the last epoch that this consumer has had, 0 for none.
     ///
     /// # Errors
     /// Whatever Redis answers.
@@ -51,11 +68,12 @@ impl Store {
         lane: &LaneKeys,
         consumer: &str,
         epoch: Option<u64>,
+        last: u64,
         silent: Option<&str>,
     ) -> Result<Owned, StreamError> {
         let script = &self.scripts.own;
         let mut call = script.call(&[&lane.ledger]);
-        call.arg(consumer).arg(epoch_argument(epoch)).arg(silent.unwrap_or_default());
+        call.arg(consumer).arg(or_empty(epoch)).arg(silent.unwrap_or_default()).arg(last);
         let r = Reply { command: "own" };
         let mut parts = r.array(script.send(&*self.writes, &call).await?)?.into_iter();
         let (Some(mine), Some(state)) = (parts.next(), parts.next()) else {
@@ -122,6 +140,16 @@ impl Store {
         }
     }
 
+    /// How many messages the owner of a lane has finished under its epoch. To be asked before [`Store::unfinished`]: a failover in
+    /// between then shows at the next settle.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn finished(&self, lane: &LaneKeys) -> Result<u64, StreamError> {
+        let finished: Option<u64> = self.query(redis::cmd("HGET").arg(&lane.ledger).arg("finished")).await?;
+        Ok(finished.unwrap_or(0))
+    }
+
     /// Which of these entries a lane's group has yet to give out: they are in the stream, and the group stands before them.
     ///
     /// # Errors
@@ -159,7 +187,7 @@ impl Store {
     }
 }
 
-/// An epoch as the scripts take it: empty when there is none.
-pub(crate) fn epoch_argument(epoch: Option<u64>) -> String {
-    epoch.map_or_else(String::new, |epoch| epoch.to_string())
+/// A number as the scripts take it: empty when there is none.
+pub(crate) fn or_empty(number: Option<u64>) -> String {
+    number.map_or_else(String::new, |number| number.to_string())
 }

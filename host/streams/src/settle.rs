@@ -17,7 +17,7 @@ use cofferdam_model::route::DEAD_LETTER_STREAM;
 use cofferdam_model::{Attempt, Delivery, EntryId, Event, ReasonCode, Token, Verdict};
 
 use crate::fetch::SCAN_MAX;
-use crate::order::epoch_argument;
+use crate::order::{Tenure, or_empty};
 use crate::reply::Reply;
 use crate::{Format, LaneKeys, Store, StreamError, record, retry_consumer};
 
@@ -84,8 +84,8 @@ pub struct SettleContext<'a> {
     pub now_ms: u64,
     /// Now, in ISO 8601 with microseconds, as the envelope's `timestamp`.
     pub now: &'a str,
-    /// Under which epoch this host owns the lane, when the lane keeps an order.
-    pub epoch: Option<u64>,
+    /// By what right it settles, when the lane keeps an order.
+    pub tenure: Option<Tenure>,
 }
 
 /// What became of one settle.
@@ -128,14 +128,15 @@ impl Store {
             };
             batch.iter().enumerate().filter(|(_, decided)| wanted(decided)).map(|(index, _)| index).collect()
         };
-        self.settle_finished(cx, batch, &of(false), &mut results).await?;
-        self.settle_parked(cx, batch, &of(true), &mut results).await?;
+        let mut cx = *cx;
+        self.settle_finished(&mut cx, batch, &of(false), &mut results).await?;
+        self.settle_parked(&mut cx, batch, &of(true), &mut results).await?;
         Ok(results)
     }
 
     async fn settle_finished(
         &self,
-        cx: &SettleContext<'_>,
+        cx: &mut SettleContext<'_>,
         batch: &[Decided],
         indices: &[usize],
         results: &mut [Settled],
@@ -186,7 +187,7 @@ impl Store {
     /// Dead-letters a message whose outputs cannot be written.
     async fn bury(
         &self,
-        cx: &SettleContext<'_>,
+        cx: &mut SettleContext<'_>,
         decided: &Decided,
         code: ReasonCode,
         text: String,
@@ -201,7 +202,7 @@ impl Store {
         Ok(if codes.first() == Some(&Code::Done) { Settled::Dead(code) } else { Settled::LeaseLost })
     }
 
-    async fn send_settle(&self, cx: &SettleContext<'_>, members: &[&Decided]) -> Result<Vec<Code>, StreamError> {
+    async fn send_settle(&self, cx: &mut SettleContext<'_>, members: &[&Decided]) -> Result<Vec<Code>, StreamError> {
         let mut outputs: Vec<&str> = Vec::new();
         for decided in members {
             let Verdict::Commit { events } = &decided.verdict else { continue };
@@ -219,7 +220,9 @@ impl Store {
         let first = members.iter().map(|decided| decided.delivery.entry).min().unwrap_or_default();
         let last = members.iter().map(|decided| decided.delivery.entry).max().unwrap_or_default();
         call.arg(&*lane.group).arg(cx.consumer).arg(first.to_string()).arg(last.to_string());
-        call.arg(SCAN_MAX).arg(u8::from(lane.is_redrive())).arg(cx.now).arg(epoch_argument(cx.epoch));
+        call.arg(SCAN_MAX).arg(u8::from(lane.is_redrive())).arg(cx.now);
+        call.arg(or_empty(cx.tenure.map(|tenure| tenure.epoch)));
+        call.arg(or_empty(cx.tenure.map(|tenure| tenure.finished)));
         let mut versions: Vec<&Arc<VersionStamp>> = Vec::new();
         for decided in members {
             if !versions.contains(&&decided.version) {
@@ -258,12 +261,16 @@ impl Store {
             return Code::read(&Reply { command: "settle" }, reply, members.len());
         }
         let reply = script.send(&*self.writes, &call).await?;
-        Code::read(&Reply { command: "settle" }, reply, members.len())
+        let codes = Code::read(&Reply { command: "settle" }, reply, members.len())?;
+        if let Some(tenure) = &mut cx.tenure {
+            tenure.finished += codes.iter().filter(|code| **code == Code::Done).count() as u64;
+        }
+        Ok(codes)
     }
 
     async fn settle_parked(
         &self,
-        cx: &SettleContext<'_>,
+        cx: &mut SettleContext<'_>,
         batch: &[Decided],
         indices: &[usize],
         results: &mut [Settled],

@@ -9,10 +9,10 @@
 
 use std::time::Duration;
 
-use cofferdam_model::{Delivery, EntryId, Fault, HostState};
+use cofferdam_model::{Delivery, EntryId, Fault, HostState, Verdict};
 use cofferdam_streams::{
-    Evidence, Holding, Owned, RawEntry, SettleContext, Settled, StreamError, Suspect, TakeFor, Taken, Unfinished,
-    planted, retry_consumer,
+    Evidence, Holding, Owned, RawEntry, SettleContext, Settled, StreamError, Suspect, TakeFor, Taken, Tenure,
+    Unfinished, planted, retry_consumer,
 };
 use tokio::time::{Instant, timeout};
 
@@ -28,6 +28,10 @@ pub(crate) struct Order {
     pub(crate) queues: KeyQueues,
     /// Under which epoch this lane is the owner; `None` while it stands by.
     pub(crate) epoch: Option<u64>,
+    /// The last epoch under which it was; 0 for none.
+    last_epoch: u64,
+    /// How many messages it has finished under that epoch; `None` until it has surveyed what is unfinished.
+    finished: Option<u64>,
     pub(crate) asking: bool,
     pub(crate) ask_at: Instant,
     owner: OtherOwner,
@@ -36,7 +40,7 @@ pub(crate) struct Order {
 impl Order {
     pub(crate) fn new(now: Instant) -> Self {
         let (queues, owner) = (KeyQueues::default(), OtherOwner::default());
-        Order { queues, epoch: None, asking: false, ask_at: now, owner }
+        Order { queues, epoch: None, last_epoch: 0, finished: None, asking: false, ask_at: now, owner }
     }
 
     pub(crate) fn owner(&mut self) -> &mut OtherOwner {
@@ -79,6 +83,9 @@ impl OtherOwner {
 pub(super) struct Survey {
     /// Under which epoch it was made.
     epoch: u64,
+    /// How many messages Redis knew to be finished under it, and how many this lane did when it asked.
+    finished: u64,
+    finished_known: Option<u64>,
     /// Everything, in the order of the ids.
     pending: Vec<Unfinished>,
     /// Those of them whose keys were not known.
@@ -98,6 +105,7 @@ impl Lane {
     pub(super) fn begin_survey(&mut self, epoch: u64) {
         let Some(order) = &self.order else { return };
         self.reading = true;
+        let finished_known = order.finished;
         let keyed: Vec<EntryId> = order.queues.ids().collect();
         let known: Vec<EntryId> = self.in_flight.keys().copied().collect();
         let (store, keys, consumer) = self.for_redis();
@@ -106,17 +114,18 @@ impl Lane {
         self.begin(async move {
             Done::Surveyed(
                 async {
+                    let finished = store.finished(&keys).await?;
                     let pending = store.unfinished(&keys).await?;
                     let new = pending.iter().map(|one| one.id).filter(|id| keyed.binary_search(id).is_err());
                     let entries = store.entries_or_copies(&keys, &new.collect::<Vec<_>>()).await?;
                     // Asked last: a failover in between then shows as well.
-                    let elsewhere = keyed.iter().copied().filter(|id| known.binary_search(id).is_err());
-                    let gone = elsewhere.filter(|id| pending.binary_search_by_key(id, |one| one.id).is_err());
-                    let unread = store.unread(&keys, &gone.collect::<Vec<_>>()).await?;
+                    let is_pending = |id: &EntryId| pending.binary_search_by_key(id, |one| one.id).is_ok();
+                    let gone: Vec<EntryId> = keyed.iter().copied().filter(|id| !is_pending(id)).collect();
+                    let unread = store.unread(&keys, &gone).await?;
                     let own = pending.iter().filter(|one| one.holder == consumer).map(|one| (one.id, one.token));
                     let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp, epoch: Some(epoch) };
                     let (taken, all) = take_unknown(&store, &keys, &me, own.collect(), &known, room).await?;
-                    Ok(Survey { epoch, pending, entries, unread, known, taken, all })
+                    Ok(Survey { epoch, finished, finished_known, pending, entries, unread, known, taken, all })
                 }
                 .await,
             )
@@ -130,19 +139,28 @@ impl Lane {
             Err(error) => return self.read_failed(error),
         };
         let Some(order) = self.order.as_mut().filter(|order| order.epoch == Some(survey.epoch)) else { return };
+        // What was settled meanwhile has told better.
+        if order.finished == survey.finished_known {
+            order.finished = Some(survey.finished);
+        }
         for entry in survey.entries {
             let id = entry.id;
             if let Some(key) = self.parts.reader.key_of(entry) {
                 order.queues.expect(id, key);
             }
         }
-        let known = |id: &EntryId| survey.known.binary_search(id).is_ok();
         let pending = |id: &EntryId| survey.pending.binary_search_by_key(id, |one| one.id).is_ok();
         // A failover has taken back that these were ever read: they come once more, and what is behind them still waits.
         let unread = |id: &EntryId| survey.unread.binary_search(id).is_ok();
         self.news |= !survey.unread.is_empty();
-        // Settled by a call whose reply was lost, or taken away by somebody: nobody need wait for these.
-        let gone: Vec<EntryId> = order.queues.ids().filter(|id| !known(id) && !pending(id) && !unread(id)).collect();
+        // Settled by a call whose reply was lost or is on its way, or taken away by somebody: nobody need wait for these.
+        let gone: Vec<EntryId> = order.queues.ids().filter(|id| !pending(id) && !unread(id)).collect();
+        // What a run of these brings does not count: they may be given to us once more, behind others and under the same token.
+        let lost: Vec<EntryId> = survey.known.into_iter().filter(|id| !pending(id)).collect();
+        for id in lost {
+            self.forget_waiting(id);
+            self.let_out(id);
+        }
         let (reserved, me) = (retry_consumer(), self.parts.consumer.clone());
         self.parked = survey.pending.iter().filter(|one| *one.holder == *reserved).count() as u64;
         if self.parked > 0 {
@@ -165,7 +183,7 @@ impl Lane {
         match order.epoch {
             // Nobody is to wait for a host on which the plugin is paused.
             Some(epoch) if mode != Mode::Run && idle => {
-                order.epoch = None;
+                (order.epoch, order.finished) = (None, None);
                 let (store, keys, consumer) = self.for_redis();
                 self.begin(async move {
                     // Whoever stands by takes over after a lease all the same.
@@ -179,9 +197,11 @@ impl Lane {
                 order.asking = true;
                 // Not in step with other hosts.
                 order.ask_at = now + (lease / 3).mul_f64(0.75 + self.parts.surroundings.random() / 2.0);
-                let silent = order.owner().silent(now, lease);
+                let (last, silent) = (order.last_epoch, order.owner().silent(now, lease));
                 let (store, keys, consumer) = self.for_redis();
-                self.begin(async move { Done::Owned(store.own(&keys, &consumer, epoch, silent.as_deref()).await) });
+                self.begin(
+                    async move { Done::Owned(store.own(&keys, &consumer, epoch, last, silent.as_deref()).await) },
+                );
             }
             Some(_) | None => {}
         }
@@ -200,7 +220,7 @@ impl Lane {
                 self.lose_order();
                 tracing::info!(%plugin, %stream, epoch, "this host keeps the order of the keys now");
                 if let Some(order) = &mut self.order {
-                    order.epoch = Some(epoch);
+                    (order.epoch, order.last_epoch) = (Some(epoch), epoch);
                 }
                 (self.reconcile, self.news) = (true, true);
             }
@@ -224,7 +244,7 @@ impl Lane {
     /// refused, or was never taken over.
     fn lose_order(&mut self) -> Vec<Holding> {
         let Some(order) = &mut self.order else { return Vec::new() };
-        order.epoch = None;
+        (order.epoch, order.finished) = (None, None);
         let waiting = order.queues.withdraw_all();
         order.queues = Default::default();
         self.suspects.clear();
@@ -250,10 +270,10 @@ impl Lane {
         }
         self.settles += 1;
         let (store, keys, consumer) = self.for_redis();
-        let (now_ms, epoch) = (self.parts.surroundings.now_ms(), self.epoch());
+        let (now_ms, tenure) = (self.parts.surroundings.now_ms(), self.tenure());
         self.begin(async move {
             let now = iso(now_ms);
-            let cx = SettleContext { lane: &keys, consumer: &consumer, now_ms, now: &now, epoch };
+            let cx = SettleContext { lane: &keys, consumer: &consumer, now_ms, now: &now, tenure };
             // Whoever owns the lane finds it all the same.
             let _ = store.give_back(&cx, &held).await;
             Done::LetGo
@@ -278,7 +298,22 @@ impl Lane {
         let _ = timeout(GIVE_BACK_TIME, self.parts.store.disown(&self.parts.keys, &self.parts.consumer, epoch)).await;
     }
 
-    /// Under which epoch this lane writes: none when it keeps no order, and one that nobody has while another host is the owner.
+    /// By what right this lane settles: none is needed when it keeps no order.
+    pub(super) fn tenure(&self) -> Option<Tenure> {
+        let tenure = |order: &Order| Some(Tenure { epoch: order.epoch?, finished: order.finished? });
+        self.order.as_ref().map(|order| tenure(order).unwrap_or(Tenure::NONE))
+    }
+
+    /// As many more messages are finished, by a settle under this right.
+    pub(super) fn note_finished(&mut self, tenure: Tenure, more: u64) {
+        if let Some(order) = &mut self.order
+            && (order.epoch, order.finished) == (Some(tenure.epoch), Some(tenure.finished))
+        {
+            order.finished = Some(tenure.finished + more);
+        }
+    }
+
+    /// Under which epoch this lane reads and takes: none when it keeps no order, and one that nobody has while another host is the owner.
     pub(super) fn epoch(&self) -> Option<u64> {
         self.order.as_ref().map(|order| order.epoch.unwrap_or(0))
     }
@@ -314,26 +349,31 @@ impl Lane {
         admitted
     }
 
-    /// A result that may count: gives it back. A failover may have taken back what came before it, while it ran: then it waits for
-    /// its turn once more and runs anew, uncharged, or is given back by a host that is leaving.
-    pub(super) fn in_its_turn(&mut self, mut ran: Ran) -> Option<Ran> {
-        let id = ran.delivery.entry;
-        let leaving = ran.host == HostState::Stopping;
-        // A host that is leaving looks no more at what became of the earlier ones.
-        let in_doubt = leaving && self.reconcile;
-        let early = self.order.as_ref().is_some_and(|order| in_doubt || !order.queues.is_next(id));
-        // What was given to us anew meanwhile is another delivery; this one's settle is refused.
-        let ours = self.in_flight.get(&id).is_some_and(|held| held.token == ran.delivery.token);
-        if !early || !ours {
-            return Some(ran);
+    /// Leaves out what a lane that keeps an order may not settle: what it does not hold any more, and what is behind a message
+    /// that a failover has taken back meanwhile. That gives way, uncharged, and comes back in its turn.
+    pub(super) fn drop_untimely(&mut self) {
+        let Some(order) = &self.order else { return };
+        let mut early = Vec::new();
+        let counters = &self.parts.counters;
+        self.decided.retain(|one| {
+            let Delivery { entry, token, .. } = one.delivery;
+            let ours = self.in_flight.get(&entry).is_some_and(|held| held.token == token);
+            let takes_effect = matches!(&one.verdict, Verdict::Commit { events } if !events.is_empty());
+            let timely = ours && (order.queues.is_next(entry) || !takes_effect);
+            if !timely {
+                counters.settled(Settled::LeaseLost);
+            }
+            if ours && !timely {
+                early.push(entry);
+            }
+            timely
+        });
+        let mut held = Vec::with_capacity(early.len());
+        for entry in early {
+            self.forget_waiting(entry);
+            held.extend(self.let_out(entry).map(|one| one.holding(entry)));
         }
-        if leaving {
-            ran.result = Err(Fault::Host { text: String::from("the host is leaving") });
-            return Some(ran);
-        }
-        let waits = self.admit(ran.delivery);
-        debug_assert!(waits.is_none(), "it was not its turn");
-        None
+        self.let_go(held);
     }
 
     /// Which delivery may run now that this one is settled.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam_model::{EntryId, Token, Verdict};
-use cofferdam_streams::{Decided, Holding, LaneKeys, Remedy, SettleContext, Settled, Store, StreamError};
+use cofferdam_streams::{Decided, Holding, LaneKeys, Remedy, SettleContext, Settled, Store, StreamError, Tenure};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Done, Lane, PAUSE_MAX, PAUSE_MIN, SETTLES_MAX};
@@ -44,6 +44,7 @@ impl Gate {
 /// What became of a batch.
 pub(super) struct SettledBatch {
     results: Vec<(EntryId, Token, Settled, Option<Duration>)>,
+    tenure: Option<Tenure>,
     pause: bool,
 }
 
@@ -51,13 +52,20 @@ impl Lane {
     /// Settles at once when nothing else is under way, or when a batch is full; otherwise verdicts wait for company.
     pub(super) fn flush(&mut self) {
         let full = self.decided.len() >= SETTLE_MESSAGES || self.decided_bytes >= SETTLE_BYTES;
-        if (full || self.settles == 0) && self.settles < SETTLES_MAX {
+        if (full || self.settles == 0) && self.settles < self.settles_max() {
             self.flush_now();
         }
     }
 
+    /// Settles that may be under way at once. Where an order is kept, each has to know what came of the one before.
+    pub(super) fn settles_max(&self) -> usize {
+        if self.order.is_some() { 1 } else { SETTLES_MAX }
+    }
+
     pub(super) fn flush_now(&mut self) {
+        self.drop_untimely();
         if self.decided.is_empty() {
+            (self.decided_bytes, self.first_decided) = (0, None);
             return;
         }
         // What is over a batch's size waits for the next; one oversized message goes alone.
@@ -75,16 +83,21 @@ impl Lane {
         self.first_decided = (!self.decided.is_empty()).then(Instant::now);
         self.settles += 1;
         let (store, keys, consumer) = self.for_redis();
-        let (surroundings, host, own, epoch) =
-            (self.parts.surroundings.clone(), self.parts.gate.clone(), self.own_gate.clone(), self.epoch());
+        let (surroundings, host, own, tenure) =
+            (self.parts.surroundings.clone(), self.parts.gate.clone(), self.own_gate.clone(), self.tenure());
         self.begin(async move {
             let gates = Gates { host: &host, own: &own };
-            Done::Settled(settle_until_taken(&store, &keys, (&consumer, epoch), &*surroundings, gates, batch).await)
+            Done::Settled(settle_until_taken(&store, &keys, (&consumer, tenure), &*surroundings, gates, batch).await)
         });
     }
 
     pub(super) fn account(&mut self, batch: SettledBatch) {
         self.settles -= 1;
+        if let Some(tenure) = batch.tenure {
+            let finished =
+                |settled| matches!(settled, Settled::Committed { .. } | Settled::Filtered | Settled::Dead(_));
+            self.note_finished(tenure, batch.results.iter().filter(|one| finished(one.2)).count() as u64);
+        }
         let (mut freed, mut refused) = (Vec::new(), Vec::new());
         for (id, token, settled, delay) in batch.results {
             // Redis may have given it to us anew meanwhile, under another token.
@@ -157,8 +170,8 @@ impl Lane {
             std::mem::take(&mut self.in_flight).into_iter().map(|(entry, held)| held.holding(entry)).collect();
         let now_ms = self.parts.surroundings.now_ms();
         let now = iso(now_ms);
-        let (lane, epoch) = (&self.parts.keys, self.epoch());
-        let cx = SettleContext { lane, consumer: &self.parts.consumer, now_ms, now: &now, epoch };
+        let (lane, tenure) = (&self.parts.keys, self.tenure());
+        let cx = SettleContext { lane, consumer: &self.parts.consumer, now_ms, now: &now, tenure };
         let given = timeout(GIVE_BACK_TIME, self.parts.store.give_back(&cx, &held)).await;
         let (plugin, stream, count) = (&self.parts.plugin, &self.parts.keys.stream, held.len());
         match given {
@@ -182,7 +195,7 @@ struct Gates<'a> {
 async fn settle_until_taken(
     store: &Store,
     keys: &LaneKeys,
-    (consumer, epoch): (&str, Option<u64>),
+    (consumer, tenure): (&str, Option<Tenure>),
     surroundings: &dyn Surroundings,
     gates: Gates<'_>,
     batch: Vec<Decided>,
@@ -192,7 +205,7 @@ async fn settle_until_taken(
     loop {
         let now_ms = surroundings.now_ms();
         let now = iso(now_ms);
-        let cx = SettleContext { lane: keys, consumer, now_ms, now: &now, epoch };
+        let cx = SettleContext { lane: keys, consumer, now_ms, now: &now, tenure };
         let of = |decided: &Decided| (decided.delivery.entry, decided.delivery.token);
         let error = match store.settle(&cx, &batch).await {
             Ok(settled) => {
@@ -205,7 +218,7 @@ async fn settle_until_taken(
                     let (id, token) = of(decided);
                     (id, token, settled, delay)
                 });
-                return SettledBatch { results: results.collect(), pause: false };
+                return SettledBatch { results: results.collect(), tenure, pause: false };
             }
             Err(error) => error,
         };
@@ -217,7 +230,7 @@ async fn settle_until_taken(
                     let (id, token) = of(decided);
                     (id, token, Settled::LeaseLost, None)
                 };
-                return SettledBatch { results: batch.iter().map(lost).collect(), pause: true };
+                return SettledBatch { results: batch.iter().map(lost).collect(), tenure, pause: true };
             }
             Remedy::Repeat => tracing::warn!(stream = %keys.stream, %error, "cannot settle; trying again"),
             remedy @ (Remedy::StopReading | Remedy::Operator) => {

@@ -17,7 +17,7 @@ struct Arguments {
     /// How many seeds to run
     #[arg(long, default_value_t = 10_000)]
     seeds: u64,
-    /// The first of them
+    /// The first of them; from 1000000000000 on, all are about the order of keys over failovers
     #[arg(long, default_value_t = 0)]
     from: u64,
     /// Threads [default: one a core]

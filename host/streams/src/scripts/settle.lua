@@ -3,7 +3,7 @@
 --
 -- KEYS: 1 input stream, 2 ledger, 3 park hash, 4 dead letters, 5.. output streams
 -- ARGV: group, consumer, first id, last id, ids to scan, delete entries after the ack (0/1), now,
---   epoch of the owner ('' when the lane keeps no order), v, then v times
+--   epoch of the owner and how many messages it has finished under it ('' twice when the lane keeps no order), v, then v times
 --   plugin, digest of the version, digest of its configuration
 -- then n, then n times
 --   id, token, -1, number of fields and values, fields and values                                a dead letter
@@ -40,17 +40,18 @@ need(needed)
 if unusable[4] then return redis.error_reply('BADDEAD ' .. dead .. ' is not a stream') end
 
 -- The fence: only the latest holder of an entry, by consumer and delivery counter, may settle it; where an order is kept, only
--- while it owns the lane.
-local held = {}
-if owns(ledger, me, ARGV[8]) then
+-- while it owns the lane and everything that it has finished is finished still. A failover may take some of that back, and what
+-- came behind it would be out of its turn.
+local held, ordered = {}, ARGV[8] ~= ''
+if owns(ledger, me, ARGV[8]) and (not ordered or redis.call('HGET', ledger, 'finished') == ARGV[9]) then
   for _, p in ipairs(redis.call('XPENDING', input, group, ARGV[3], ARGV[4], ARGV[5], me)) do held[p[1]] = p[4] end
 end
 
 local results, acks = {}, {}
 local committed, filtered, died, dead_bytes, outputs = 0, 0, 0, 0, 0
 
-local versions, a = {}, 10
-for v = 1, tonumber(ARGV[9]) do
+local versions, a = {}, 11
+for v = 1, tonumber(ARGV[10]) do
   versions[v] = {ARGV[a], ARGV[a + 1], ARGV[a + 2]}
   a = a + 3
 end
@@ -150,6 +151,7 @@ if #acks > 0 then
     redis.call('HINCRBY', ledger, 'dead_bytes', dead_bytes)
   end
   if outputs > 0 then redis.call('HINCRBY', ledger, 'outputs', outputs) end
+  if ordered then redis.call('HINCRBY', ledger, 'finished', #acks) end
   -- The floor: where a group that was lost must stand again so that nothing unfinished is missed. '<id' stands for just
   -- before that id: the sum is the host's to do, because a number of Lua cannot hold every sequence.
   local pending = redis.call('XPENDING', input, group)
