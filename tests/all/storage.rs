@@ -163,10 +163,14 @@ fn decided(message: Message, token: Token, verdict: Verdict) -> Decided {
     Decided { delivery, verdict, version: Arc::new(version), evidence: Evidence::default() }
 }
 
+fn context(lane: &LaneKeys) -> SettleContext<'_> {
+    SettleContext { lane, consumer: "me", now_ms: 1, now: "2026-01-01T00:00:00.000000", tenure: None }
+}
+
 async fn settle(store: &Store, batch: &[Decided]) -> Result<Vec<Settled>, StreamError> {
-    let cx =
-        SettleContext { lane: &lane(), consumer: "me", now_ms: 1, now: "2026-01-01T00:00:00.000000", tenure: None };
-    store.settle(&cx, batch).await
+    let mut results = vec![None; batch.len()];
+    store.settle(&mut context(&lane()), batch, &mut results).await?;
+    Ok(results.into_iter().map(|result| result.expect("each has a result")).collect())
 }
 
 /// The verdict that the actor's answer leads to in the end.
@@ -379,6 +383,49 @@ fn a_redis_at_its_memory_limit_stops_the_work_and_nobody_pays_for_it() {
     assert!(promised.refused > 0, "nothing was refused: the limit was never reached");
     rest.assert_good();
     assert!(rest.missing(&promised.accepted.keys().copied().collect()).is_empty());
+}
+
+#[tokio::test]
+async fn a_batch_that_is_refused_half_way_goes_on_where_it_stopped() {
+    let redis = Redis::start();
+    let store = redis.store().await;
+    let lane = lane();
+    let messages: Vec<Message> = publish_and_fetch(&store, &[0, 1]).await.into_iter().map(message_of).collect();
+    let retry = Verdict::RetryAfter { delay: Duration::ZERO, code: ReasonCode::Trap, text: "trap".into() };
+    let [first, second] = [messages[0].clone(), messages[1].clone()];
+    let commit = verdict_of(&first);
+    let batch = [decided(first, Token(1), commit), decided(second, Token(1), retry)];
+    let mut cx = context(&lane);
+    let mut results = vec![None; 2];
+    let outputs = || redis.number(&["XLEN", "stream:out"]);
+
+    // What commits is refused, and what is parked is parked.
+    assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "1"]), "OK");
+    store.settle(&mut cx, &batch, &mut results).await.unwrap_err();
+    assert_eq!((outputs(), results[0], results[1]), (0, None, Some(Settled::Retried(ReasonCode::Trap))));
+    assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
+    store.settle(&mut cx, &batch, &mut results).await.unwrap();
+    assert!(matches!(results[0], Some(Settled::Committed { .. })), "{results:?}");
+    let outputs_once = outputs();
+    assert!(outputs_once > 0);
+
+    // The other way round: the lost reply of what is done is not taken for a lost lease.
+    let me = TakeFor { consumer: "me", plugin: "actor", now: "now", epoch: None };
+    let (_, taken) = store.take_due(&lane, &me, 10).await.unwrap();
+    let third = publish_and_fetch(&store, &[2]).await.remove(0);
+    let message = message_of(third);
+    let commit = verdict_of(&message);
+    let again = Verdict::Release { delay: Duration::ZERO };
+    let batch =
+        [decided(message, Token(1), commit), decided(message_of(taken[0].entry.clone()), taken[0].token, again)];
+    let mut results = vec![None; 2];
+    assert_eq!(redis.cli(&["ACL", "SETUSER", "default", "-xclaim"]), "OK");
+    store.settle(&mut cx, &batch, &mut results).await.unwrap_err();
+    let committed = results[0];
+    assert!(matches!(committed, Some(Settled::Committed { .. })) && results[1].is_none(), "{results:?}");
+    assert_eq!(redis.cli(&["ACL", "SETUSER", "default", "+xclaim"]), "OK");
+    store.settle(&mut cx, &batch, &mut results).await.unwrap();
+    assert_eq!(results, [committed, Some(Settled::Released)]);
 }
 
 #[tokio::test]

@@ -111,27 +111,36 @@ pub enum Settled {
 }
 
 impl Store {
-    /// Carries out the verdicts of a batch. The results stand in the batch's order.
+    /// Carries out those verdicts of a batch that have no result yet. The results stand in the batch's order.
     ///
     /// A message whose output key is unusable is dead-lettered within the same call; a batch that fails as a whole, for a
     /// reason that is not Redis's state, is halved down to its one bad message, which is dead-lettered alone.
     ///
     /// # Errors
-    /// Everything whose remedy is not of one message: the caller sends the same batch again when it can.
-    pub async fn settle(&self, cx: &SettleContext<'_>, batch: &[Decided]) -> Result<Vec<Settled>, StreamError> {
-        let mut results = vec![Settled::Left; batch.len()];
-        let of = |parks: bool| -> Vec<usize> {
-            let wanted = |decided: &Decided| match decided.verdict {
-                Verdict::Commit { .. } | Verdict::DeadLetter { .. } => !parks,
-                Verdict::RetryAfter { .. } | Verdict::Release { .. } => parks,
-                Verdict::LeavePending => false,
-            };
-            batch.iter().enumerate().filter(|(_, decided)| wanted(decided)).map(|(index, _)| index).collect()
-        };
-        let mut cx = *cx;
-        self.settle_finished(&mut cx, batch, &of(false), &mut results).await?;
-        self.settle_parked(&mut cx, batch, &of(true), &mut results).await?;
-        Ok(results)
+    /// Everything whose remedy is not of one message: the caller sends the same batch again when it can, with the results and the
+    /// tenure that there are by then.
+    pub async fn settle(
+        &self,
+        cx: &mut SettleContext<'_>,
+        batch: &[Decided],
+        results: &mut [Option<Settled>],
+    ) -> Result<(), StreamError> {
+        let (mut finished, mut parked) = (Vec::new(), Vec::new());
+        for (index, (decided, result)) in batch.iter().zip(&mut *results).enumerate() {
+            match decided.verdict {
+                _ if result.is_some() => {}
+                Verdict::Commit { .. } | Verdict::DeadLetter { .. } => finished.push(index),
+                Verdict::RetryAfter { .. } | Verdict::Release { .. } => parked.push(index),
+                Verdict::LeavePending => *result = Some(Settled::Left),
+            }
+        }
+        let outcome = self.settle_finished(cx, batch, &finished, results).await;
+        match &outcome {
+            // A server at its memory limit still parks.
+            Ok(()) | Err(StreamError::WritesRefused { .. }) => self.settle_parked(cx, batch, &parked, results).await?,
+            Err(_) => {}
+        }
+        outcome
     }
 
     async fn settle_finished(
@@ -139,7 +148,7 @@ impl Store {
         cx: &mut SettleContext<'_>,
         batch: &[Decided],
         indices: &[usize],
-        results: &mut [Settled],
+        results: &mut [Option<Settled>],
     ) -> Result<(), StreamError> {
         // A work list instead of recursion: halves are pushed back until a half has one message.
         let mut work = vec![indices.to_vec()];
@@ -160,7 +169,7 @@ impl Store {
                             }
                         };
                         if let Some(slot) = results.get_mut(index) {
-                            *slot = settled;
+                            *slot = Some(settled);
                         }
                     }
                 }
@@ -174,7 +183,7 @@ impl Store {
                         let why = format!("redis rejected its outputs: {source}");
                         let settled = self.bury(cx, decided, ReasonCode::BadOutput, why).await?;
                         if let Some(slot) = results.get_mut(index) {
-                            *slot = settled;
+                            *slot = Some(settled);
                         }
                     }
                 }
@@ -273,7 +282,7 @@ impl Store {
         cx: &mut SettleContext<'_>,
         batch: &[Decided],
         indices: &[usize],
-        results: &mut [Settled],
+        results: &mut [Option<Settled>],
     ) -> Result<(), StreamError> {
         if indices.is_empty() {
             return Ok(());
@@ -315,7 +324,7 @@ impl Store {
                 }
             };
             if let Some(slot) = results.get_mut(index) {
-                *slot = settled;
+                *slot = Some(settled);
             }
         }
         Ok(())

@@ -202,35 +202,33 @@ async fn settle_until_taken(
 ) -> SettledBatch {
     let mut pause = PAUSE_MIN;
     let mut closed = None;
+    let (mut results, mut reached) = (vec![None; batch.len()], tenure);
+    // What has no result is not ours any more.
+    let ended = |results: Vec<Option<Settled>>, pause| {
+        let results = batch.iter().zip(results).map(|(Decided { delivery, verdict, .. }, settled)| {
+            let delay = match verdict {
+                Verdict::RetryAfter { delay, .. } | Verdict::Release { delay } => Some(*delay),
+                Verdict::Commit { .. } | Verdict::DeadLetter { .. } | Verdict::LeavePending => None,
+            };
+            (delivery.entry, delivery.token, settled.unwrap_or(Settled::LeaseLost), delay)
+        });
+        SettledBatch { results: results.collect(), tenure, pause }
+    };
     loop {
         let now_ms = surroundings.now_ms();
         let now = iso(now_ms);
-        let cx = SettleContext { lane: keys, consumer, now_ms, now: &now, tenure };
-        let of = |decided: &Decided| (decided.delivery.entry, decided.delivery.token);
-        let error = match store.settle(&cx, &batch).await {
-            Ok(settled) => {
-                closed.inspect(|gate: &&Gate| gate.open());
-                let results = batch.iter().zip(settled).map(|(decided, settled)| {
-                    let delay = match decided.verdict {
-                        Verdict::RetryAfter { delay, .. } | Verdict::Release { delay } => Some(delay),
-                        Verdict::Commit { .. } | Verdict::DeadLetter { .. } | Verdict::LeavePending => None,
-                    };
-                    let (id, token) = of(decided);
-                    (id, token, settled, delay)
-                });
-                return SettledBatch { results: results.collect(), tenure, pause: false };
-            }
-            Err(error) => error,
+        let mut cx = SettleContext { lane: keys, consumer, now_ms, now: &now, tenure: reached };
+        let outcome = store.settle(&mut cx, &batch, &mut results).await;
+        reached = cx.tenure;
+        let Err(error) = outcome else {
+            closed.inspect(|gate: &&Gate| gate.open());
+            return ended(results, false);
         };
         match error.remedy() {
             // The group is gone and with it our hold on these entries; they come again from the floor.
             Remedy::RecreateGroup => {
                 tracing::error!(stream = %keys.stream, group = %keys.group, %error, "cannot settle");
-                let lost = |decided| {
-                    let (id, token) = of(decided);
-                    (id, token, Settled::LeaseLost, None)
-                };
-                return SettledBatch { results: batch.iter().map(lost).collect(), tenure, pause: true };
+                return ended(results, true);
             }
             Remedy::Repeat => tracing::warn!(stream = %keys.stream, %error, "cannot settle; trying again"),
             remedy @ (Remedy::StopReading | Remedy::Operator) => {
