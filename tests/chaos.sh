@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 names=("$@")
 if [[ ${#names[@]} == 0 ]]; then
-  for name in crash reload network network_errors storage failover operators rolling watching; do
+  for name in crash reload network network_errors storage failover operators rights load rolling watching; do
     [[ -e "tests/all/$name.rs" ]] && names+=("$name")
   done
 fi

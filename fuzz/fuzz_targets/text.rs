@@ -4,6 +4,8 @@
 
 #[path = "../../host/daemon/src/config.rs"]
 mod config;
+#[path = "../../host/daemon/src/escape.rs"]
+mod escape;
 #[path = "../../host/daemon/src/exit.rs"]
 mod exit;
 #[path = "../../host/daemon/src/manifest.rs"]

@@ -30,6 +30,8 @@ mod hostile;
 mod inspecting;
 /// What becomes of a delivery: every outcome and fault, and what is left in Redis.
 mod life;
+/// Downstreams that are away, parked entries, and fleets with nothing to do.
+mod load;
 /// Bugs on purpose, each with the damage that it does: what the other tests would have to see.
 mod mutants;
 /// Which file has a plugin's name, and which plugin a group.
@@ -38,7 +40,7 @@ mod names;
 mod network;
 /// Every error that a Redis can answer with when it cannot serve.
 mod network_errors;
-/// What operators do to the Redis that hosts are at work on, downstreams that are away, and fleets with nothing to do.
+/// What operators do to the Redis that hosts are at work on.
 mod operators;
 /// Messages of one key in their order, over retries and hand-overs.
 mod ordered;
@@ -46,6 +48,8 @@ mod ordered;
 mod original;
 /// Versions swapped under load, half of them broken.
 mod reload;
+/// Users of Redis that may do less than a host needs.
+mod rights;
 /// Hosts that come and go, and two of one name.
 mod rolling;
 /// Who vouches for a plugin.

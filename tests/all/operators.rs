@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cofferdam_streams::dead_letters::Operator;
 use cofferdam_tests::{Host, Place, Redis, cofferdam, comes_true, errors, guest, program, publish, wait_until};
@@ -22,7 +22,7 @@ pub(crate) fn ledger(redis: &Redis, field: &str) -> u64 {
 }
 
 /// A number that XINFO GROUPS tells of the actor's group; none when the group is gone or Redis cannot tell.
-fn of_group(redis: &Redis, name: &str) -> Option<u64> {
+pub(crate) fn of_group(redis: &Redis, name: &str) -> Option<u64> {
     let groups = redis.cli(&["XINFO", "GROUPS", "stream:in"]);
     let lines: Vec<&str> = groups.lines().collect();
     lines.iter().position(|line| *line == name).and_then(|at| lines.get(at + 1)?.parse().ok())
@@ -112,17 +112,17 @@ fn violations(text: &str) -> Vec<&str> {
 }
 
 /// The errors of a log: what an operator is called for.
-fn alarms(host: &Host) -> Vec<String> {
+pub(crate) fn alarms(host: &Host) -> Vec<String> {
     host.log().lines().filter(|line| line.contains("ERROR")).map(str::to_owned).collect()
 }
 
 /// Whether an alarm names one of these words.
-fn is_alarmed(host: &Host, words: &[&str]) -> bool {
+pub(crate) fn is_alarmed(host: &Host, words: &[&str]) -> bool {
     alarms(host).iter().any(|line| words.iter().any(|word| line.contains(word)))
 }
 
 /// The name of a host's consumer.
-fn consumer(host: &Host) -> String {
+pub(crate) fn consumer(host: &Host) -> String {
     let read = || -> Option<String> {
         let report: Value = serde_json::from_str(&std::fs::read_to_string(host.data.join("run.json")).ok()?).ok()?;
         Some(report["consumer"].as_str()?.to_owned())
@@ -132,12 +132,12 @@ fn consumer(host: &Host) -> String {
 }
 
 /// How many entries a consumer holds.
-fn held_by(redis: &Redis, consumer: &str) -> usize {
+pub(crate) fn held_by(redis: &Redis, consumer: &str) -> usize {
     let held = redis.cli(&["XPENDING", "stream:in", "group:actor", "-", "+", "100000", consumer]);
     held.lines().filter(|line| *line == consumer).count()
 }
 
-const PARKED: &str = "~retry/86400000";
+pub(crate) const PARKED: &str = "~retry/86400000";
 
 #[test]
 fn flushall_costs_what_was_there_and_nothing_that_comes_after() {
@@ -239,13 +239,13 @@ fn a_group_that_has_settled_nothing_finds_a_stream_that_begins_anew_with_smaller
 }
 
 /// Messages that fail once and wait for a second try, long enough for somebody to do something to them.
-const PATIENT: &str = "retries = 3\n[backoff]\nbase = \"3s\"\nfactor = 1\n";
+pub(crate) const PATIENT: &str = "retries = 3\n[backoff]\nbase = \"3s\"\nfactor = 1\n";
 
-fn trap_once(seq: u64) -> String {
+pub(crate) fn trap_once(seq: u64) -> String {
     format!(r#"{{"do":"trap-below","n":2,"seq":{seq}}}"#)
 }
 
-fn park(redis: &Redis, count: u64) {
+pub(crate) fn park(redis: &Redis, count: u64) {
     publish(redis, "stream:in", (0..count).map(trap_once));
     wait_until("all wait for their second try", || ledger(redis, "retried") >= count);
 }
@@ -587,313 +587,4 @@ fn what_a_dead_host_held_and_somebody_trimmed_or_deleted_leaves_a_tombstone_each
     assert_eq!(Outputs::of(&redis).by_seq.len(), 30 - stones);
     assert!(ids.iter().filter(|id| letters.contains(**id)).count() == stones, "a tombstone does not name its entry");
     assert!(second.lives());
-}
-
-/// A host with a user of its own.
-fn host_as(place: &Place, redis: &Redis, user: &str, number: usize) -> Host {
-    let url = format!("{}?user={user}&pass=secret", redis.url());
-    Host::start(&program(), &url, &place.directory.path().join(format!("data{number}")), &place.plugins(), &[])
-}
-
-/// Everything that a host does: commits, retries, dead letters, a dead host's entries, a redrive, trimming, and its end.
-fn do_everything_as(redis: &Redis, user: &str) {
-    let place = Place::new();
-    place.put_actor("retries = 1\n[backoff]\nbase = \"50ms\"\n");
-    let first = host_as(&place, redis, user, 1);
-    publish(redis, "stream:in", (0..200).map(emit));
-    publish(redis, "stream:in", [trap_once(200), String::from(r#"{"do":"trap","seq":201}"#)].into_iter());
-    wait_until("all is done", || Outputs::of(redis).by_seq.len() == 201 && is_settled(redis));
-    wait_until("the dead letter is there", || redis.number(&["XLEN", "stream:dead_letter"]) == 1);
-    publish(redis, "stream:in", (300..320).map(|seq| format!(r#"{{"do":"emit","seq":{seq},"busy_us":100000}}"#)));
-    wait_until("it holds some", || held_by(redis, &consumer(&first)) > 3);
-    first.kill();
-    let second = host_as(&place, redis, user, 2);
-    wait_until("what it held is taken over", || Outputs::of(redis).missing(300..320).is_empty() && is_settled(redis));
-    let url = format!("{}?user={user}&pass=secret", redis.url());
-    for verb in
-        [&["dlq", "redrive", "--all", "--reason", "a test", "--yes"][..], &["status"], &["streams"], &["verify"]]
-    {
-        let output = cofferdam(&[verb, &["--redis", &url]].concat());
-        assert!(!errors(&output).contains("denies"), "{verb:?}: {}", errors(&output));
-    }
-    wait_until("it came back and died again", || redis.number(&["XLEN", "stream:dead_letter"]) == 1);
-    wait_until("it has trimmed", || redis.number(&["EXISTS", "cofferdam:lock:trim"]) == 1);
-    assert!(second.stop() < Duration::from_secs(6));
-    // What a host can do without, and says so when it must.
-    let spared = BTreeSet::from(["config|get", "memory|usage", "client|setinfo"]);
-    let log = redis.cli(&["ACL", "LOG"]);
-    let lines: Vec<&str> = log.lines().collect();
-    let refused: BTreeSet<&str> = lines.windows(2).filter(|pair| pair[0] == "object").map(|pair| pair[1]).collect();
-    assert!(refused.is_subset(&spared), "refused, and doctor did not ask for it: {refused:?}");
-}
-
-/// What `doctor` says to a user: of each check its name, its health, and the commands that mend it.
-fn doctor(redis: &Redis, user: &str) -> Vec<[String; 3]> {
-    let output = cofferdam(&["doctor", "--json", "--redis", &format!("{}?user={user}&pass=secret", redis.url())]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let of =
-        |check: &Value| ["check", "health", "mend"].map(|name| check[name].as_str().unwrap_or_default().to_owned());
-    report["checks"].as_array().unwrap().iter().map(of).collect()
-}
-
-/// What `doctor` says of a user's permissions, and the commands that mend it.
-fn doctor_says(redis: &Redis, user: &str) -> (String, String) {
-    let check = doctor(redis, user).into_iter().find(|[name, ..]| name == "permissions");
-    let [_, health, mend] = check.expect("doctor looks at the permissions");
-    (health, mend)
-}
-
-/// The words of a command that stands in a text as for a shell.
-fn shell_words(text: &str) -> Vec<&str> {
-    text.split_whitespace().filter(|word| *word != "\\").map(|word| word.trim_matches('\'')).collect()
-}
-
-/// Does everything as a user who may do just this, of which `doctor` sees nothing missing.
-fn suffices(redis: &Redis, user: &str, grants: &[&str]) {
-    assert_eq!(redis.cli(&[&["ACL", "SETUSER", user], grants].concat()), "OK", "{grants:?}");
-    assert_eq!(doctor_says(redis, user), (String::from("ok"), String::new()), "{grants:?}");
-    redis.cli(&["ACL", "LOG", "RESET"]);
-    do_everything_as(redis, user);
-}
-
-#[test]
-fn a_user_with_just_what_doctor_asks_for_can_run_a_host() {
-    let redis = Redis::start();
-    let bare = ["ACL", "SETUSER", "bare", "on", ">secret", "+ping", "+acl|whoami", "+acl|dryrun"];
-    assert_eq!(redis.cli(&bare), "OK");
-    let (health, mend) = doctor_says(&redis, "bare");
-    assert_eq!(health, "fail");
-    let words = shell_words(&mend);
-    println!("doctor: {mend}");
-    assert_eq!(words[..4], ["redis-cli", "ACL", "SETUSER", "bare"], "{mend}");
-    suffices(&redis, "bare", &words[4..]);
-}
-
-#[test]
-fn a_user_with_what_doctor_and_the_documents_name_in_one_line_can_run_a_host() {
-    let redis = Redis::start();
-    assert_eq!(redis.cli(&["ACL", "SETUSER", "bare", "on", ">secret", "+ping", "+acl|whoami", "+acl|dryrun"]), "OK");
-    let checks = doctor(&redis, "bare");
-    let line =
-        checks.iter().map(|[.., mend]| mend.as_str()).find(|mend| mend.starts_with("redis-cli ACL SETUSER NAME"));
-    let line = shell_words(line.expect("doctor says what a user needs who may not even look"));
-    let operations = std::fs::read_to_string(cofferdam_tests::root().join("docs/operations.md")).unwrap();
-    let block = operations.split("```text\n").find(|block| block.starts_with("redis-cli ACL SETUSER")).unwrap();
-    let documented = shell_words(block.split("```").next().unwrap());
-    assert_eq!(line[4..], documented[6..], "doctor and docs/operations.md ask for different rights");
-    assert_eq!(redis.cli(&["ACL", "SETUSER", "granted", "on", ">secret"]), "OK");
-    suffices(&redis, "granted", &line[4..]);
-}
-
-/// Takes a right away from a host that is at work, gives it back, and looks at what that cost.
-fn without(taken: &[&str], given_back: &[&str]) {
-    let (redis, place) = (Redis::start(), Place::new());
-    redis.cli(&["ACL", "SETUSER", "host", "on", ">secret", "+@all", "~*", "&*"]);
-    place.put_actor("");
-    let mut host = host_as(&place, &redis, "host", 1);
-    let ((), published) = under_load(&redis, emit, |_| {
-        assert_eq!(redis.cli(&[&["ACL", "SETUSER", "host"], taken].concat()), "OK");
-        comes_true(Duration::from_secs(10), || is_alarmed(&host, &["denies access"]));
-        std::thread::sleep(Duration::from_millis(1_500));
-        // Whatever is acknowledged has its output.
-        let acked = of_group(&redis, "entries-read").unwrap() - of_group(&redis, "pending").unwrap();
-        let there = redis.number(&["XLEN", "stream:out"]) + redis.number(&["XLEN", "stream:dead_letter"]);
-        println!("without {taken:?}: {acked} acknowledged, {there} outputs and dead letters");
-        assert!(acked <= there, "{acked} are acknowledged, and there are {there} outputs");
-        assert_eq!(redis.cli(&[&["ACL", "SETUSER", "host"], given_back].concat()), "OK");
-    });
-    wait_until("the rest is handled", || {
-        Outputs::of(&redis).missing(0..published).is_empty() || !dead(&redis).is_empty()
-    });
-    wait_until("all is settled", || is_settled(&redis));
-    let outputs = Outputs::of(&redis);
-    println!(
-        "without {taken:?}: {published} published, {} missing, {} doubled, {} dead letters, {} retried",
-        outputs.missing(0..published).len(),
-        outputs.doubled(),
-        dead(&redis).len(),
-        ledger(&redis, "retried")
-    );
-    assert!(host.lives());
-    assert_eq!(outputs.missing(0..published).len(), 0);
-    assert_eq!(
-        (outputs.doubled(), dead(&redis).len()),
-        (0, 0),
-        "{}",
-        redis.cli(&["XRANGE", "stream:dead_letter", "-", "+", "COUNT", "1"])
-    );
-    assert_eq!(ledger(&redis, "retried"), 0, "what an operator did was charged");
-    assert!(is_alarmed(&host, &["denies access"]), "{:?}", alarms(&host));
-}
-
-fn dead(redis: &Redis) -> Vec<String> {
-    let text = redis.cli(&["XRANGE", "stream:dead_letter", "-", "+"]);
-    text.lines().filter(|line| line.starts_with("{\"do\"")).map(str::to_owned).collect()
-}
-
-#[test]
-fn an_output_stream_that_the_user_may_no_longer_write_costs_nothing_when_it_may_again() {
-    without(&["resetkeys", "~stream:in", "~stream:dead_letter", "~cofferdam:*"], &["~*"]);
-}
-
-#[test]
-fn a_user_that_may_no_longer_add_to_streams_costs_nothing_when_it_may_again() {
-    without(&["-xadd"], &["+xadd"]);
-}
-
-#[test]
-fn a_user_that_may_no_longer_acknowledge_costs_nothing_when_it_may_again() {
-    without(&["-xack"], &["+xack"]);
-}
-
-/// The stream on which a lane's rescued and redriven entries come.
-const REDRIVE: &str = "cofferdam:redrive:group:actor";
-
-#[test]
-fn what_may_not_be_acknowledged_is_not_rescued_over_and_over() {
-    let (redis, place) = (Redis::start(), Place::new());
-    redis.cli(&["ACL", "SETUSER", "host", "on", ">secret", "+@all", "~*", "&*"]);
-    place.put_actor(PATIENT);
-    let host = host_as(&place, &redis, "host", 1);
-    park(&redis, 20);
-    redis.cli(&["ACL", "SETUSER", "host", "-xack"]);
-    redis.cli(&["XTRIM", "stream:in", "MAXLEN", "0"]);
-    wait_until("it is said", || is_alarmed(&host, &["denies access"]));
-    std::thread::sleep(Duration::from_secs(2));
-    let copies = redis.number(&["XLEN", REDRIVE]);
-    redis.cli(&["ACL", "SETUSER", "host", "+xack"]);
-    wait_until("what waited comes back from its copy", || Outputs::of(&redis).missing(0..20).is_empty());
-    wait_until("all is settled", || is_settled(&redis));
-    let (outputs, rescued) = (Outputs::of(&redis), ledger(&redis, "rescued"));
-    println!("without xack: {copies} rescued by then, {rescued} in the end, {} doubled", outputs.doubled());
-    assert_eq!((copies, rescued, outputs.doubled(), dead(&redis).len()), (0, 20, 0, 0));
-}
-
-#[test]
-fn a_dead_letter_that_may_not_be_deleted_is_not_redriven_over_and_over() {
-    let (redis, place) = (Redis::start(), Place::new());
-    redis.cli(&["ACL", "SETUSER", "operator", "on", ">secret", "+@all", "~*", "&*", "-xdel"]);
-    place.put_actor("retries = 0\n");
-    let host = place.host(&redis, 1);
-    publish(&redis, "stream:in", [String::from(r#"{"do":"trap","seq":0}"#)].into_iter());
-    wait_until("it is dead", || redis.number(&["XLEN", "stream:dead_letter"]) == 1);
-    // What comes would be dead once more.
-    assert!(host.stop() < Duration::from_secs(6));
-    let url = format!("{}?user=operator&pass=secret", redis.url());
-    for _ in 0..2 {
-        let output = cofferdam(&["dlq", "redrive", "--all", "--reason", "a test", "--yes", "--redis", &url]);
-        assert!(!output.status.success());
-        assert!(errors(&output).contains("may not XDEL stream:dead_letter"), "{}", errors(&output));
-    }
-    let left = (redis.number(&["XLEN", REDRIVE]), redis.number(&["XLEN", "stream:dead_letter"]));
-    println!("redriven twice without xdel: {} redriven, {} dead letters", left.0, left.1);
-    assert_eq!(left, (0, 1));
-}
-
-#[test]
-fn a_night_without_what_is_behind_a_plugin_leaves_no_dead_letter() {
-    let (redis, place) = (Redis::start(), Place::new());
-    place.put_actor("[backoff]\nbase = \"200ms\"\nfactor = 2\nmax = \"2s\"\n");
-    let mut host = place.host(&redis, 1);
-    wait_until("the group is there", || host.log().contains("created the group"));
-    let seconds: u64 = if is_full() { 600 } else { 20 };
-    let began = Instant::now();
-    let now_ms = redis.cli(&["TIME"]).lines().next().unwrap().parse::<u64>().unwrap() * 1_000;
-    let until = now_ms + seconds * 1_000 + 2_000;
-    let mut published = 0;
-    while began.elapsed() < Duration::from_secs(seconds) {
-        let down = |seq: u64| format!(r#"{{"do":"down-until","until_ms":{until},"seq":{seq}}}"#);
-        publish(&redis, "stream:in", (published..published + 100).map(down));
-        published += 100;
-        std::thread::sleep((Duration::from_millis(published)).saturating_sub(began.elapsed()));
-    }
-    let during = redis.number(&["XLEN", "stream:dead_letter"]);
-    comes_true(Duration::from_secs(120), || is_settled(&redis));
-    println!(
-        "{published} messages in {seconds} s, {during} dead letters before the end of the outage, {} in all, {} outputs, {} retries",
-        redis.number(&["XLEN", "stream:dead_letter"]),
-        redis.number(&["XLEN", "stream:out"]),
-        ledger(&redis, "retried")
-    );
-    assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
-    assert_eq!(redis.number(&["XLEN", "stream:out"]), published);
-    assert!(host.lives());
-}
-
-/// The processor time that a server has used, in seconds.
-fn processor(redis: &Redis) -> f64 {
-    let info = redis.cli(&["INFO", "cpu"]);
-    let of = |name: &str| -> f64 {
-        info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or_default()
-    };
-    of("used_cpu_user:") + of("used_cpu_sys:")
-}
-
-/// How often each command was called; those of scripts count like any other.
-fn calls(redis: &Redis) -> BTreeMap<String, u64> {
-    let info = redis.cli(&["INFO", "commandstats"]);
-    let of = |line: &str| -> Option<(String, u64)> {
-        let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
-        Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
-    };
-    info.lines().filter_map(of).collect()
-}
-
-fn calls_in(redis: &Redis, time: Duration) -> BTreeMap<String, u64> {
-    let before = calls(redis);
-    std::thread::sleep(time);
-    let mut after = calls(redis);
-    after.iter_mut().for_each(|(name, count)| *count -= before.get(name).copied().unwrap_or(0));
-    after.retain(|name, count| *count > 0 && name != "info");
-    after
-}
-
-#[test]
-fn a_hundred_thousand_parked_entries_cost_redis_next_to_nothing() {
-    let (redis, place) = (Redis::start(), Place::new());
-    redis.cli(&["XGROUP", "CREATE", "stream:in", "group:actor", "0", "MKSTREAM"]);
-    let group = "100000";
-    publish(&redis, "stream:in", (0..100_000).map(emit));
-    // Parked as hosts do it, for the longest that there is: nothing comes due while this test looks.
-    redis.cli(&["XREADGROUP", "GROUP", "group:actor", PARKED, "COUNT", group, "STREAMS", "stream:in", ">"]);
-    place.put_actor("");
-    let lease = [("COFFERDAM__DELIVERY__LEASE", "30s")];
-    let start = |number: usize| {
-        let data = place.directory.path().join(format!("data{number}"));
-        Host::start(&program(), &redis.url(), &data, &place.plugins(), &lease)
-    };
-    let _hosts = [start(1), start(2)];
-    wait_until("both are there", || redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]).lines().count() == 2);
-    std::thread::sleep(Duration::from_secs(3));
-    let (began, before) = (Instant::now(), processor(&redis));
-    let sweeps = calls_in(&redis, Duration::from_secs(if is_full() { 120 } else { 21 }));
-    let share = (processor(&redis) - before) / began.elapsed().as_secs_f64() * 100.0;
-    println!("100,000 parked, 2 hosts: {share:.2} % of a processor for Redis, calls {sweeps:?}");
-    assert!(sweeps.get("xpending").is_some_and(|count| *count >= 4), "nobody swept: this test proves nothing");
-    assert_eq!(held_by(&redis, PARKED), 100_000);
-    assert!(share < 5.0, "{share:.2} %");
-}
-
-#[test]
-fn an_idle_fleet_leaves_redis_in_peace() {
-    let (redis, place) = (Redis::start(), Place::new());
-    for name in ["one", "two", "three", "four"] {
-        let manifest = format!("subscribe = [\"stream:{name}\"]\nemit = [\"stream:out\"]\nstart = \"oldest\"\n");
-        place.put(name, &guest("test/actor.wasm"), &manifest);
-    }
-    let lease = [("COFFERDAM__DELIVERY__LEASE", "30s")];
-    let start = |number: usize| {
-        let data = place.directory.path().join(format!("data{number}"));
-        Host::start(&program(), &redis.url(), &data, &place.plugins(), &lease)
-    };
-    let hosts = [start(1), start(2)];
-    for host in &hosts {
-        wait_until("all four run", || host.log().matches("live plugin=").count() == 4);
-    }
-    std::thread::sleep(Duration::from_secs(2));
-    let seconds = 15;
-    let idle = calls_in(&redis, Duration::from_secs(seconds));
-    let per_host = idle.values().sum::<u64>() as f64 / seconds as f64 / 2.0;
-    println!("2 hosts, 4 plugins, idle: {per_host:.1} commands a second for each host: {idle:?}");
-    assert!(per_host < 20.0, "{per_host:.1} commands a second: {idle:?}");
 }

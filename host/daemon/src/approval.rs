@@ -15,7 +15,7 @@ use cofferdam_streams::Approvals;
 use serde::{Deserialize, Serialize};
 
 use crate::candidate::Candidate;
-use crate::manifest::{Manifest, StartRule};
+use crate::manifest::{LIMITS_IN_BYTES, Manifest, StartRule, further_limits};
 use crate::quantity::show_bytes;
 
 /// Whose word it is that the plugin of a file has its name. Where two files claim one name, the greater claim has it.
@@ -49,8 +49,6 @@ impl Claim {
 const DEFAULT_START: &str = "default";
 /// A limit that a manifest leaves to the operator alone.
 const NO_BOUND: u64 = u64::MAX;
-/// Of the limits by key, those that are bytes.
-const IN_BYTES: [&str; 5] = ["output", "message", "log", "random", "output-per-second"];
 
 /// What a version asks for, or a plugin has been allowed: of each the most so far.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +108,7 @@ impl Asks {
             threads: manifest.concurrency,
             memory_bytes: manifest.limits.memory_bytes,
             deadline: manifest.limits.deadline,
-            limits: further_limits(&manifest.limits),
+            limits: further(&manifest.limits),
             chosen: chosen(manifest),
             cycles,
         }
@@ -229,21 +227,9 @@ impl Asks {
     }
 }
 
-/// The limits beside memory and deadline, by their key in a manifest.
-fn further_limits(limits: &Limits) -> BTreeMap<String, u64> {
-    let all = [
-        ("output", limits.output_bytes),
-        ("events", limits.events.into()),
-        ("message", limits.message_bytes),
-        ("log-lines", limits.log_lines.into()),
-        ("log", limits.log_bytes),
-        ("host-calls", limits.host_calls),
-        ("table-elements", limits.table_elements),
-        ("random", limits.random_bytes),
-        ("events-per-second", limits.events_per_second.unwrap_or(NO_BOUND)),
-        ("output-per-second", limits.output_bytes_per_second.unwrap_or(NO_BOUND)),
-    ];
-    all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+/// The limits beside memory and deadline.
+fn further(limits: &Limits) -> BTreeMap<String, u64> {
+    further_limits(limits).into_iter().map(|(key, value)| (key.to_owned(), value.unwrap_or(NO_BOUND))).collect()
 }
 
 /// What a manifest chooses that has no more and no less.
@@ -278,7 +264,7 @@ fn show_threads(threads: Option<usize>) -> String {
 fn show_limit(key: &str, value: u64) -> String {
     match value {
         NO_BOUND => String::from("without a bound of its own"),
-        bytes if IN_BYTES.contains(&key) => show_bytes(bytes),
+        bytes if LIMITS_IN_BYTES.contains(&key) => show_bytes(bytes),
         count => count.to_string(),
     }
 }

@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::compiled::Cache;
 use crate::config::CompileBounds;
+use crate::escape::safe;
 use crate::frames::{read_frame, write_frame};
 use crate::host::MEMORY_BYTES_MAX;
 use crate::jail::{self, Bounds, Jailed};
 use crate::mutants::planted;
 use crate::quantity::show_bytes;
-use crate::screen::safe;
 use crate::steps::{Refusal, Step, refuse};
 
 /// What the child needs before it compiles anything: the engine and its pool's bookkeeping.

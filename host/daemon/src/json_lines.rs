@@ -11,7 +11,7 @@ use anyhow::Result;
 use cofferdam_streams::codec::strict_json;
 use flate2::bufread::MultiGzDecoder;
 
-use crate::screen::{safe, safe_cut};
+use crate::escape::{safe, safe_cut};
 
 /// The longest line that is taken: far above any event, far below what Redis takes.
 const LINE_BYTES_MAX: usize = 16 << 20;

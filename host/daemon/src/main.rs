@@ -14,6 +14,7 @@ mod config;
 #[cfg(test)]
 mod corpus;
 mod embedded;
+mod escape;
 mod exit;
 mod frames;
 mod guard;
@@ -79,7 +80,7 @@ fn screen_error(error: &anyhow::Error) -> String {
         }
         text.push_str(&cause);
     }
-    screen::safe_lines(&text)
+    escape::safe_lines(&text)
 }
 
 async fn dispatch(cli: Cli) -> anyhow::Result<()> {

@@ -11,8 +11,8 @@ use cofferdam_sandbox::{Instances, Limits};
 use cofferdam_streams::{Codec, Start, Subscription, WhereRule};
 use serde::{Deserialize, Serialize};
 
+use crate::escape::safe;
 use crate::quantity::{Bytes, Span};
-use crate::screen::safe;
 
 /// The manifest as written.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -321,6 +321,40 @@ fn limits(raw: &RawLimits) -> Result<Limits, ManifestError> {
     }
     Ok(limits)
 }
+
+/// The limits of a delivery beside memory and deadline, by their keys in a manifest; `None` is no bound.
+pub(crate) fn further_limits(limits: &Limits) -> [(&'static str, Option<u64>); 10] {
+    // Taken apart, so that none is left out.
+    let Limits {
+        memory_bytes: _,
+        deadline: _,
+        output_bytes,
+        events,
+        log_lines,
+        log_bytes,
+        host_calls,
+        table_elements,
+        random_bytes,
+        events_per_second,
+        output_bytes_per_second,
+        message_bytes,
+    } = *limits;
+    [
+        ("output", Some(output_bytes)),
+        ("events", Some(events.into())),
+        ("message", Some(message_bytes)),
+        ("log-lines", Some(log_lines.into())),
+        ("log", Some(log_bytes)),
+        ("host-calls", Some(host_calls)),
+        ("table-elements", Some(table_elements)),
+        ("random", Some(random_bytes)),
+        ("events-per-second", events_per_second),
+        ("output-per-second", output_bytes_per_second),
+    ]
+}
+
+/// Which of them are bytes.
+pub(crate) const LIMITS_IN_BYTES: [&str; 5] = ["output", "message", "log", "random", "output-per-second"];
 
 fn subscribed(raw: &RawSubscription, common_start: Option<&str>) -> Result<Subscribed, ManifestError> {
     let table = match raw {

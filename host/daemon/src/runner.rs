@@ -10,8 +10,8 @@ use cofferdam_streams::Evidence;
 
 use crate::apart::Apart;
 use crate::clock;
+use crate::escape::safe;
 use crate::quantity::show_bytes;
-use crate::screen::safe;
 use crate::version::{Seat, Version};
 
 /// Results are handed back at least this often, so that a slow message does not hold up its neighbours' settle.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::screen::safe_lines;
+use crate::escape::safe_lines;
 
 /// A step of admission. What costs nothing comes before the compiler, and nothing that nobody vouches for reaches it when
 /// signatures are required.

@@ -6,8 +6,9 @@ use cofferdam_streams::Act;
 use crate::cli::Common;
 use crate::clock;
 use crate::commands::{find, reports};
+use crate::escape::safe;
 use crate::exit::{Failed, Usage};
-use crate::screen::{line, safe, who};
+use crate::screen::{line, who};
 use crate::supervisor::PluginReport;
 
 /// The fewest digits of a digest that name a version: with fewer, whoever makes plugins could make another that begins with them.

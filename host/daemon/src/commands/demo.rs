@@ -16,10 +16,11 @@ use crate::clock;
 use crate::commands::{deploy, verify};
 use crate::config::{Config, Overrides};
 use crate::embedded;
+use crate::escape::{safe, safe_cut};
 use crate::exit::Failed;
 use crate::host::Host;
 use crate::quantity::span_argument;
-use crate::screen::{self, safe, safe_cut};
+use crate::screen;
 
 /// Flags of `demo`.
 #[derive(Debug, clap::Args)]

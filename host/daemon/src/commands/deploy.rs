@@ -14,6 +14,7 @@ use crate::cli::Common;
 use crate::commands::{find, reports};
 use crate::compile::Compiler;
 use crate::config::Config;
+use crate::escape::safe;
 use crate::exit::{Environment, Failed, Usage};
 use crate::manifest::Manifest;
 use crate::quantity::span_argument;
@@ -121,7 +122,7 @@ fn check_name(candidate: &Candidate, wanted: Option<&str>) -> Result<()> {
         }
         None if candidate.embedded && name != *file => bail!(Usage(format!(
             "the manifest inside {file}.wasm gives it the name {name:?}, so it would take the place of that plugin; if it is meant to: --as {}; if not, put a manifest of your own beside it",
-            screen::safe(&name)
+            safe(&name)
         ))),
         _ => Ok(()),
     }
@@ -159,7 +160,7 @@ fn check(common: &Common, config: &Config, candidate: &Candidate) -> Result<Vers
     let mut steps = Steps::default();
     let admitted = admit(&compiler, config, candidate, &mut steps);
     if !common.json {
-        as_lines(steps.reports()).iter().for_each(|step| screen::line(&format!("  {}", screen::safe(step))));
+        as_lines(steps.reports()).iter().for_each(|step| screen::line(&format!("  {}", safe(step))));
     }
     match admitted {
         Ok(mut version) => {
@@ -267,14 +268,14 @@ pub(crate) async fn wait(store: &Store, name: &str, digest: &str, limit: Duratio
             match reports.iter().find(|report| report.name == name) {
                 Some(report) if report.digest == digest && report.state == State::Running => live += 1,
                 Some(report) if report.candidate == digest && report.awaits_approval => {
-                    let text = report.detail.lines().map(screen::safe).collect::<Vec<_>>().join("\n");
+                    let text = report.detail.lines().map(safe).collect::<Vec<_>>().join("\n");
                     bail!(Failed(format!("it is placed, and waits on {}: {text}", host.consumer)));
                 }
                 Some(report) if report.candidate == digest && report.pinned && !is_held => {
                     last = format!("{} has not heard yet that it may run", host.consumer);
                 }
                 Some(report) if report.candidate == digest && !report.detail.is_empty() => {
-                    bail!(Failed(format!("{} refused it: {}", host.consumer, screen::safe(&report.detail))));
+                    bail!(Failed(format!("{} refused it: {}", host.consumer, safe(&report.detail))));
                 }
                 Some(report) => last = format!("{} runs {}", host.consumer, short(&report.digest)),
                 None => last = format!("{} does not know it yet", host.consumer),

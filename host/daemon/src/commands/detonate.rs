@@ -19,9 +19,10 @@ use crate::commands::inspect::meaning;
 use crate::commands::test::log::{Reader, add_calls, show_calls};
 use crate::compile::Compiler;
 use crate::config::CompileBounds;
+use crate::escape::{safe, safe_cut};
 use crate::offline::entry;
 use crate::quantity::{show_bytes, span_argument};
-use crate::screen::{line, progress, safe, safe_cut, table};
+use crate::screen::{line, progress, table};
 
 /// Streams that it is let emit to, so that what it does next can be seen: each costs a new process.
 const STREAMS_MAX: usize = 16;

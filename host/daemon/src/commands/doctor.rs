@@ -15,11 +15,12 @@ use super::streams::{KNOWN_STREAMS, host_streams};
 use crate::cli::Common;
 use crate::clock;
 use crate::config::Config;
+use crate::escape::safe;
 use crate::exit::Failed;
 use crate::quantity::show_bytes;
 use crate::redis_child::find_program;
 use crate::run_file::RunFile;
-use crate::screen::{line, safe};
+use crate::screen::line;
 
 /// Further apart than this, `-10m` and the times in dead letters mislead.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(2);

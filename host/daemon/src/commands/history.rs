@@ -12,9 +12,10 @@ use crate::cli::Common;
 use crate::clock;
 use crate::commands::deploy::short;
 use crate::commands::{find, reports};
+use crate::escape::{safe, safe_cut};
 use crate::exit::Failed;
 use crate::quantity::show_bytes;
-use crate::screen::{line, safe, safe_cut, table};
+use crate::screen::{line, table};
 
 /// Acts that are shown, the newest ones.
 const ACTS: usize = 20;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use cofferdam_model::route::HOPS_MAX;
 use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Instances, Limits, describe};
 use serde_json::{Value, json};
 
@@ -15,10 +16,11 @@ use crate::cli::Common;
 use crate::commands::load_config;
 use crate::compile::Compiler;
 use crate::config::Config;
+use crate::escape::{safe, safe_cut};
 use crate::exit::{Failed, Usage};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, further_limits};
 use crate::quantity::show_bytes;
-use crate::screen::{self, safe, safe_cut};
+use crate::screen;
 use crate::version::{digest, granted};
 
 /// Memories, tools and sections that are shown each; a file may claim thousands.
@@ -206,13 +208,14 @@ fn concerns(found: &Found, config: &Config) -> Vec<String> {
 
 /// Every limit of a delivery, by the manifest's names; sizes in bytes.
 fn limits_view(limits: &Limits) -> Value {
-    json!({
-        "memory": limits.memory_bytes, "deadline_ms": limits.deadline.as_millis() as u64, "output": limits.output_bytes,
-        "events": limits.events, "message": limits.message_bytes, "log-lines": limits.log_lines, "log": limits.log_bytes,
-        "host-calls": limits.host_calls, "table-elements": limits.table_elements, "random": limits.random_bytes,
-        "events-per-second": limits.events_per_second, "output-per-second": limits.output_bytes_per_second,
-        "stack": cofferdam_sandbox::GUEST_STACK_BYTES, "hops": cofferdam_model::route::HOPS_MAX,
-    })
+    let beside = [
+        ("memory", limits.memory_bytes),
+        ("deadline_ms", limits.deadline.as_millis() as u64),
+        ("stack", cofferdam_sandbox::GUEST_STACK_BYTES as u64),
+        ("hops", HOPS_MAX.into()),
+    ];
+    let all = further_limits(limits).into_iter().chain(beside.map(|(key, value)| (key, Some(value))));
+    Value::Object(all.map(|(key, value)| (key.to_owned(), json!(value))).collect())
 }
 
 fn as_json(file: &Path, found: &Found, config: &Config) -> Value {

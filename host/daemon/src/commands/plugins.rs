@@ -6,7 +6,8 @@ use serde_json::json;
 use crate::cli::Common;
 use crate::commands::deploy::short;
 use crate::commands::{find, reports};
-use crate::screen::{self, safe, safe_cut};
+use crate::escape::{safe, safe_cut};
+use crate::screen;
 use crate::steps::as_lines;
 use crate::supervisor::State;
 

@@ -10,9 +10,10 @@ use crate::cli::Common;
 use crate::clock;
 use crate::commands::deploy::{plural, short, wait};
 use crate::commands::{dlq, find, reports};
+use crate::escape::safe;
 use crate::exit::{Failed, Usage};
 use crate::quantity::span_argument;
-use crate::screen::{line, safe, who};
+use crate::screen::{line, who};
 
 /// Flags of `rollback`.
 #[derive(Debug, clap::Args)]

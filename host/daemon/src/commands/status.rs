@@ -11,8 +11,9 @@ use crate::cli::Common;
 use crate::clock;
 use crate::commands::plugins::word;
 use crate::commands::{find, reports};
+use crate::escape::safe;
 use crate::host::shown;
-use crate::screen::{self, safe};
+use crate::screen;
 
 /// Flags of `status`.
 #[derive(Debug, clap::Args)]

@@ -11,9 +11,10 @@ use serde_json::{Value as Json, json};
 
 use crate::cli::Common;
 use crate::clock;
+use crate::escape::safe;
 use crate::exit::{Failed, Usage};
 use crate::quantity::show_bytes;
-use crate::screen::{line, note, safe, table};
+use crate::screen::{line, note, table};
 
 /// The streams of the wire format that this host grew out of.
 pub(super) const KNOWN_STREAMS: [&str; 9] = [

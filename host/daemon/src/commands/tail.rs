@@ -15,9 +15,10 @@ use tokio::time::sleep;
 
 use crate::cli::Common;
 use crate::clock;
+use crate::escape::{safe, safe_cut};
 use crate::exit::{Failed, Usage};
 use crate::quantity::{When, when_argument};
-use crate::screen::{line, note, safe, safe_cut};
+use crate::screen::{line, note};
 
 /// Entries of one read.
 const PAGE: usize = 500;

@@ -15,8 +15,9 @@ use crate::cli::Common;
 use crate::commands::{deploy, load_config};
 use crate::compile::Compiler;
 use crate::config::Config;
+use crate::escape::{safe, safe_lines};
 use crate::exit::{Failed, Usage};
-use crate::screen::{self, line, note, safe};
+use crate::screen::{self, line, note};
 use crate::signature::Signers;
 use crate::steps::Steps;
 use crate::version::{Version, admit};
@@ -210,7 +211,7 @@ async fn watch(common: &Common, args: &Args, path: &Path) -> Result<()> {
     watcher.watch(dir, RecursiveMode::NonRecursive).with_context(|| format!("cannot watch {}", dir.display()))?;
     loop {
         if let Err(error) = once(common, args, path) {
-            note(&format!("cofferdam: {}", screen::safe_lines(&format!("{error:#}"))));
+            note(&format!("cofferdam: {}", safe_lines(&format!("{error:#}"))));
         }
         note(&format!("watching {}; interrupt to end", dir.display()));
         if hinted.recv().await.is_none() {

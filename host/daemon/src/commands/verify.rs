@@ -16,8 +16,9 @@ use anyhow::{Result, bail};
 use serde_json::json;
 
 use crate::cli::Common;
+use crate::escape::safe;
 use crate::exit::{Failed, Usage};
-use crate::screen::{line, note, safe, table};
+use crate::screen::{line, note, table};
 use judge::{Check, Judgement, Standing, judge};
 
 /// Readings at most, while dead letters are being moved.

@@ -17,9 +17,10 @@ use super::{Args, bar, file_name, load};
 use crate::candidate::scan;
 use crate::cli::Common;
 use crate::commands::load_config;
+use crate::escape::{safe, safe_cut};
 use crate::exit::{Failed, Usage};
 use crate::offline::{Ended, Input, run_all};
-use crate::screen::{line, note, safe, safe_cut, table};
+use crate::screen::{line, note, table};
 use crate::version::Version;
 
 /// Runs the logs through the folder.

@@ -20,11 +20,12 @@ use serde_json::{Value as Json, json};
 use super::{Args, bar};
 use crate::cases::BEGAN_MS;
 use crate::cli::Common;
+use crate::escape::{safe, safe_cut};
 use crate::exit::Usage;
 use crate::json_lines::{JsonLines, Line};
 use crate::offline::{Ended, Input, Ran, run_all};
 use crate::quantity::show_bytes;
-use crate::screen::{line, note, safe, safe_cut, table};
+use crate::screen::{line, note, table};
 use crate::version::Version;
 
 /// Lines of one batch.
