@@ -16,7 +16,7 @@ use std::sync::Arc;
 use cofferdam_sandbox::Digest;
 
 use crate::approval::{Asks, Claim, Known};
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, how_to_write_one};
 use crate::clock;
 use crate::commands::deploy::short;
 use crate::compile::Compiler;
@@ -173,9 +173,7 @@ impl Admission {
                 return Considered::NoManifest;
             }
         }
-        let text = format!(
-            "waiting for a manifest: write {name}.toml beside {name}.wasm, at least\n    subscribe = [\"stream:attacks\"]\n    emit = [\"stream:alerts\"]"
-        );
+        let text = format!("waiting for a manifest: {}", how_to_write_one(&name));
         tracing::warn!(plugin = name, "{text}");
         steps.waits(Step::Manifest, &text);
         let note = Note { waiting: true, steps: steps.reports().to_vec(), ..Note::about(digest, text) };

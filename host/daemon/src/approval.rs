@@ -51,7 +51,7 @@ const DEFAULT_START: &str = "default";
 const NO_BOUND: u64 = u64::MAX;
 
 /// What a version asks for, or a plugin has been allowed: of each the most so far.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Asks {
     read: BTreeSet<String>,
     emit: BTreeSet<String>,
@@ -140,9 +140,10 @@ impl Asks {
             self.chosen.iter().flat_map(|(key, values)| values.iter().map(move |now| format!("+ {key} = {now}"))),
         );
         lines.push(format!("+ concurrency {}", show_threads(self.threads)));
-        lines.push(format!("+ memory {}", show_bytes(self.memory_bytes)));
-        lines.push(format!("+ deadline {}", humantime::format_duration(self.deadline)));
-        lines.extend(self.limits.iter().map(|(key, now)| format!("+ {key} {}", show_limit(key, *now))));
+        let Limits { memory_bytes, deadline, .. } = Limits::default();
+        let default = Asks { memory_bytes, deadline, limits: further(&Limits::default()), ..Asks::default() };
+        lines.extend(self.larger_than(&default, "default"));
+        lines.push(String::from("+ no other limit above its default"));
         lines
     }
 
@@ -169,17 +170,24 @@ impl Asks {
         if let Some(before) = allowed.threads.filter(|&before| self.threads.is_none_or(|threads| threads > before)) {
             lines.push(format!("+ concurrency {} (before: {before})", show_threads(self.threads)));
         }
-        if self.memory_bytes > allowed.memory_bytes {
-            let (now, before) = (show_bytes(self.memory_bytes), show_bytes(allowed.memory_bytes));
-            lines.push(format!("+ memory {now} (before: {before})"));
+        lines.extend(self.larger_than(allowed, "before"));
+        lines
+    }
+
+    /// The limits that are larger than others, with what those are.
+    fn larger_than(&self, others: &Asks, which: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.memory_bytes > others.memory_bytes {
+            let [now, other] = [self.memory_bytes, others.memory_bytes].map(show_bytes);
+            lines.push(format!("+ memory {now} ({which}: {other})"));
         }
-        if self.deadline > allowed.deadline {
-            let [now, before] = [self.deadline, allowed.deadline].map(humantime::format_duration);
-            lines.push(format!("+ deadline {now} (before: {before})"));
+        if self.deadline > others.deadline {
+            let [now, other] = [self.deadline, others.deadline].map(humantime::format_duration);
+            lines.push(format!("+ deadline {now} ({which}: {other})"));
         }
         for (key, now) in &self.limits {
-            if let Some(before) = allowed.limits.get(key).filter(|before| now > before) {
-                lines.push(format!("+ {key} {} (before: {})", show_limit(key, *now), show_limit(key, *before)));
+            if let Some(other) = others.limits.get(key).filter(|other| now > other) {
+                lines.push(format!("+ {key} {} ({which}: {})", show_limit(key, *now), show_limit(key, *other)));
             }
         }
         lines
@@ -346,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_first_version_is_its_operators_word_unless_its_manifest_came_inside_it() {
-        let first = asks("subscribe = [\"a\"]\nemit = [\"b\"]");
+        let first = asks("subscribe = [\"a\"]\nemit = [\"b\"]\n[limits]\nmemory = \"128MiB\"\nlog-lines = 50");
         assert!(first.beyond(&Known::default()).is_empty());
         let shown = first.beyond(&Known { claim: Claim::Maker, ..Known::default() }).join("\n");
         for part in [
@@ -357,14 +365,12 @@ mod tests {
             "retries = 3",
             "start of a = default",
             "concurrency auto",
-            "memory 64.0 MiB",
-            "deadline 1s",
-            "output 1.0 MiB",
-            "events 1000",
-            "events-per-second without a bound",
+            "memory 128.0 MiB (default: 64.0 MiB)",
+            "no other limit above its default",
         ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
+        assert!(!shown.contains("log-lines"), "{shown}");
     }
 
     #[test]

@@ -98,6 +98,13 @@ pub(crate) struct Candidate {
     pub(crate) wasm_digest: OnceLock<Digest>,
 }
 
+/// What to do about a file without a manifest.
+pub(crate) fn how_to_write_one(name: &str) -> String {
+    format!(
+        "write {name}.toml beside {name}.wasm, at least\n    subscribe = [\"stream:attacks\"]\n    emit = [\"stream:alerts\"]"
+    )
+}
+
 /// A manifest, and the sha256 of the wasm when it gives one.
 pub(crate) type Parsed = Result<(Manifest, Option<String>), ManifestError>;
 

@@ -24,10 +24,10 @@ pub(crate) struct Args {
     #[arg(value_name = "PLUGIN")]
     plugin: String,
     /// The version that was looked at, by at least 32 digits of its digest [default: the one that waits]
-    #[arg(long, value_name = "DIGEST", default_value = "")]
+    #[arg(long, value_name = "DIGEST", default_value = "", hide_default_value = true)]
     digest: String,
     /// Why, for the operator log
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
 }
 

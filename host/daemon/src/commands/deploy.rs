@@ -9,7 +9,7 @@ use cofferdam_sandbox::{Digest, Engine, EngineConfig};
 use cofferdam_streams::Store;
 use serde_json::json;
 
-use crate::candidate::{Candidate, Files, is_manifest, scan};
+use crate::candidate::{Candidate, Files, how_to_write_one, is_manifest, scan};
 use crate::cli::Common;
 use crate::commands::{find, reports};
 use crate::compile::Compiler;
@@ -91,7 +91,11 @@ pub(crate) fn short(digest: &str) -> &str {
 /// Reads a plugin from where its author keeps it: with its manifest beside it or inside it, its signature and its cases.
 pub(crate) fn read(path: &Path, manifest: Option<&Path>) -> Result<Candidate> {
     let is_wasm = |path: &Path| path.extension().is_some_and(|ending| ending == "wasm");
-    let wasm = if path.is_dir() { only(path, ".wasm", is_wasm)? } else { path.to_owned() };
+    let wasm = if path.is_dir() {
+        only(path, ".wasm", is_wasm, || format!("there is no .wasm file in {}", path.display()))?
+    } else {
+        path.to_owned()
+    };
     if !wasm.is_file() {
         bail!(Usage(format!("there is no file {}", wasm.display())));
     }
@@ -105,8 +109,11 @@ pub(crate) fn read(path: &Path, manifest: Option<&Path>) -> Result<Candidate> {
     if !candidate.manifest.is_empty() {
         return Ok(candidate);
     }
-    let manifest = only(&dir, "manifest, .toml,", is_manifest);
-    files.manifest = Some(manifest.with_context(|| format!("{} has no manifest", files.wasm.display()))?);
+    let none = || {
+        let wasm = files.wasm.display();
+        format!("{wasm} has no manifest, neither inside it nor beside it: {}", how_to_write_one(&stem))
+    };
+    files.manifest = Some(only(&dir, ".toml", is_manifest, none)?);
     Ok(files.read().map_err(Usage)?)
 }
 
@@ -138,15 +145,20 @@ fn another(dir: &Path, name: &str) -> Option<(PathBuf, String)> {
     })
 }
 
-fn only(dir: &Path, what: &str, wanted: impl Fn(&Path) -> bool) -> Result<PathBuf> {
+/// The one file of a folder that is wanted.
+fn only(dir: &Path, ending: &str, wanted: fn(&Path) -> bool, none: impl Fn() -> String) -> Result<PathBuf> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     found.retain(|path| wanted(path));
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => bail!(Usage(format!("there is no {what} file in {}", dir.display()))),
+        [] => bail!(Usage(none())),
         _ => {
-            bail!(Usage(format!("there are {} {what} files in {}; name the one you mean", found.len(), dir.display())))
+            bail!(Usage(format!(
+                "there are {} {ending} files in {}; name the one you mean",
+                found.len(),
+                dir.display()
+            )))
         }
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = span_argument)]
     wait: Duration,
     /// Why, for the operator log
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct UnpinArgs {
     #[arg(value_name = "PLUGIN")]
     plugin: String,
     /// Why, for the operator log
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
 }
 

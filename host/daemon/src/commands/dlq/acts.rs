@@ -41,7 +41,7 @@ struct Chosen {
     #[arg(long, short)]
     yes: bool,
     /// Why, for the operator log
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
 }
 
