@@ -129,12 +129,21 @@ fn two_processes_share_the_load_and_each_does_a_part_of_it() {
 
 #[test]
 fn a_stopping_host_finishes_or_gives_back_what_it_holds_and_charges_nothing() {
+    stops_gracefully(Signal::TERM);
+}
+
+#[test]
+fn a_host_whose_terminal_is_closed_stops_as_gracefully() {
+    stops_gracefully(Signal::HUP);
+}
+
+fn stops_gracefully(signal: Signal) {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("concurrency = 1\n");
     publish(&redis, "stream:in", (0..400).map(|seq| format!(r#"{{"do":"emit","seq":{seq},"busy_us":5000}}"#)));
     let first = place.host(&redis, 1);
     cofferdam_tests::wait_until("it is at work", || redis.number(&["XLEN", "stream:out"]) > 10);
-    let took = first.stop();
+    let took = first.stop_by(signal);
     assert!(took < Duration::from_secs(6), "it took {took:?} to stop");
     let consumers = redis.cli(&["XINFO", "CONSUMERS", "stream:in", "group:actor"]);
     let _second = place.host(&redis, 2);

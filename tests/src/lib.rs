@@ -264,10 +264,20 @@ impl Host {
     }
 
     /// Stops it as a service manager does; how long it took.
-    pub fn stop(mut self) -> Duration {
+    pub fn stop(self) -> Duration {
+        self.stop_by(rustix::process::Signal::TERM)
+    }
+
+    /// Stops it gracefully with another signal.
+    pub fn stop_by(mut self, signal: rustix::process::Signal) -> Duration {
         let began = Instant::now();
-        self.signal(rustix::process::Signal::TERM);
-        wait_until("the host has stopped", || matches!(self.child.try_wait(), Ok(Some(_))));
+        self.signal(signal);
+        let mut ended = None;
+        wait_until("the host has stopped", || {
+            ended = self.child.try_wait().ok().flatten();
+            ended.is_some()
+        });
+        assert!(ended.is_some_and(|status| status.success()), "it did not stop by itself: {ended:?}");
         began.elapsed()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! It has no clock, no threads and no randomness of its own: time comes with each command, and the same commands give the same
 //! replies. A [`Model`] is plain data, and a clone of it is a snapshot. What it answers is compared with a real server, reply
-//! by reply, in `tests/differential.rs`.
+//! by reply, in `tests/differential/`.
 
 pub mod check;
 mod command;

@@ -57,13 +57,42 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the signal to stop: Ctrl-C or SIGTERM.
+/// Waits for the signal to stop: Ctrl-C, SIGTERM, or SIGHUP when the terminal is closed.
 pub(crate) async fn stop_signal() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut hangup = if ignores_hangup(&status) { None } else { Some(signal(SignalKind::hangup())?) };
+    let hung_up = async {
+        match &mut hangup {
+            Some(hangup) => _ = hangup.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        () = hung_up => {}
     }
     Ok(())
+}
+
+/// Whether a process was started to outlive its terminal, as by `nohup`; from its `/proc/<pid>/status`, see proc_pid_status(5).
+fn ignores_hangup(status: &str) -> bool {
+    const HANGUP: u64 = 1;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & HANGUP != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_outlives_the_terminal_is_told_by_the_mask_of_ignored_signals() {
+        for (mask, ignores) in [("0000000000001000", false), ("0000000000001001", true), ("not a mask", false)] {
+            assert_eq!(ignores_hangup(&format!("Name:\tcofferdam\nSigIgn:\t{mask}\nSigCgt:\t1\n")), ignores, "{mask}");
+        }
+        assert!(!ignores_hangup(""));
+    }
 }
