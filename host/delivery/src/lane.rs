@@ -270,13 +270,13 @@ impl Lane {
             if stop_by.is_some() && self.is_idle() {
                 return self.disown().await;
             }
-            self.flush();
+            self.flush(mode);
             self.keep_order(mode);
             if mode == Mode::Run {
                 self.start_work();
             }
             let flush_at = self.first_decided.map(|at| at + FLUSH_AFTER);
-            let may_flush = self.settles < self.settles_max();
+            let may_flush = self.may_flush(mode);
             let wake_at = self.wake_at(mode);
             tokio::select! {
                 biased;
@@ -308,6 +308,8 @@ impl Lane {
         }
         match &self.order {
             Some(Order { epoch: None, .. }) => return,
+            // What a settle under way does would be seen in part.
+            Some(Order { epoch: Some(_), .. }) if self.reconcile && self.settles > 0 => return,
             Some(Order { epoch: Some(epoch), .. }) if self.reconcile => return self.begin_survey(*epoch),
             None if self.reconcile => return self.begin_find(),
             Some(_) | None => {}
@@ -364,7 +366,11 @@ impl Lane {
             Done::Renewed(held, renewed) => self.take_renewed(&held, renewed),
             Done::Looked(look) => self.take_look(look),
             Done::ConsumerDropped | Done::Disowned => {}
-            Done::LetGo => self.settles -= 1,
+            Done::LetGo => {
+                self.settles -= 1;
+                // It is due at once.
+                self.sweep_at = Instant::now();
+            }
             Done::Owned(owned) => self.take_owned(owned),
             Done::Surveyed(survey) => self.take_surveyed(survey),
         }

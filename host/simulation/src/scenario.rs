@@ -211,6 +211,12 @@ impl Scenario {
         if r.random() {
             faults.push((r.random_range(0..ends_ms), Fault::Restart { host: r.random_range(0..hosts) }));
         }
+        if seed.is_multiple_of(2) {
+            let (for_ms, requests, replies) =
+                (r.random_range(500..4_000), r.random_range(0..20), r.random_range(0..30));
+            let network = Fault::Network { host: 0, for_ms, requests, replies, delay_ms: r.random_range(0..300) };
+            faults.push((r.random_range(0..ends_ms), network));
+        }
         faults.sort_by_key(|(at, _)| *at);
         Scenario { seed, hosts, plugins: 1, ordered: true, retries: 3, keep: 100_000, messages, faults, ends_ms }
     }

@@ -120,12 +120,12 @@ const REPLACED: [(&str, &str, &str, &str); 11] = [
     (
         "no-epoch",
         "settle",
-        "owns(ledger, me, ARGV[8]) and (not ordered or redis.call('HGET', ledger, 'finished') == ARGV[9])",
+        "owns(ledger, me, ARGV[8]) and (not ordered or (redis.call('HGET', ledger, 'finished') or '0') == ARGV[9])",
         "true",
     ),
     ("no-epoch", "take", "owns(ledger, me, ARGV[8])", "true"),
     ("no-epoch", "read", "owns(KEYS[2], ARGV[2], ARGV[3])", "true"),
-    ("no-finished", "settle", "redis.call('HGET', ledger, 'finished') == ARGV[9]", "true"),
+    ("no-finished", "settle", "(redis.call('HGET', ledger, 'finished') or '0') == ARGV[9]", "true"),
 ];
 
 /// The text of a script, with the bug that is planted in it.

@@ -134,13 +134,8 @@ impl Store {
                 Verdict::LeavePending => *result = Some(Settled::Left),
             }
         }
-        let outcome = self.settle_finished(cx, batch, &finished, results).await;
-        match &outcome {
-            // A server at its memory limit still parks.
-            Ok(()) | Err(StreamError::WritesRefused { .. }) => self.settle_parked(cx, batch, &parked, results).await?,
-            Err(_) => {}
-        }
-        outcome
+        self.settle_finished(cx, batch, &finished, results).await?;
+        self.settle_parked(cx, batch, &parked, results).await
     }
 
     async fn settle_finished(
@@ -159,18 +154,23 @@ impl Store {
             }
             match self.send_settle(cx, &members).await {
                 Ok(codes) => {
+                    let mut unusable = Vec::new();
                     for ((&index, decided), code) in part.iter().zip(&members).zip(codes) {
                         let settled = match code {
                             Code::Done => settled(&decided.verdict),
                             Code::LeaseLost => Settled::LeaseLost,
                             Code::DeadRefused => refused_by_dead_letters(cx, decided),
                             Code::Unusable => {
-                                self.bury(cx, decided, ReasonCode::BadOutputKey, unusable_keys(decided)).await?
+                                unusable.push((index, *decided));
+                                continue;
                             }
                         };
-                        if let Some(slot) = results.get_mut(index) {
-                            *slot = Some(settled);
-                        }
+                        note(results, index, settled);
+                    }
+                    // Once all that is done is noted: this may fail.
+                    for (index, decided) in unusable {
+                        let code = ReasonCode::BadOutputKey;
+                        note(results, index, self.bury(cx, decided, code, unusable_keys(decided)).await?);
                     }
                 }
                 Err(StreamError::Rejected { .. }) if part.len() > 1 => {
@@ -181,10 +181,7 @@ impl Store {
                 Err(StreamError::Rejected { source }) => {
                     for (&index, decided) in part.iter().zip(&members) {
                         let why = format!("redis rejected its outputs: {source}");
-                        let settled = self.bury(cx, decided, ReasonCode::BadOutput, why).await?;
-                        if let Some(slot) = results.get_mut(index) {
-                            *slot = Some(settled);
-                        }
+                        note(results, index, self.bury(cx, decided, ReasonCode::BadOutput, why).await?);
                     }
                 }
                 Err(error) => return Err(error),
@@ -312,20 +309,18 @@ impl Store {
             }
         }
         let codes = self.send_park(&call, indices.len()).await?;
+        let mut trimmed = Vec::new();
         for (&index, code) in indices.iter().zip(codes) {
             let Some(decided) = batch.get(index) else { continue };
-            let settled = match code {
-                Code::Done => settled(&decided.verdict),
-                Code::LeaseLost | Code::DeadRefused => Settled::LeaseLost,
-                Code::Unusable => {
-                    let text =
-                        String::from("the entry was trimmed or deleted from the stream while it was being handled");
-                    self.bury(cx, decided, ReasonCode::PayloadTrimmed, text).await?
-                }
-            };
-            if let Some(slot) = results.get_mut(index) {
-                *slot = Some(settled);
+            match code {
+                Code::Done => note(results, index, settled(&decided.verdict)),
+                Code::LeaseLost | Code::DeadRefused => note(results, index, Settled::LeaseLost),
+                Code::Unusable => trimmed.push((index, decided)),
             }
+        }
+        for (index, decided) in trimmed {
+            let text = String::from("the entry was trimmed or deleted from the stream while it was being handled");
+            note(results, index, self.bury(cx, decided, ReasonCode::PayloadTrimmed, text).await?);
         }
         Ok(())
     }
@@ -404,6 +399,12 @@ impl Code {
             other => Err(r.unexpected(format!("the result {other}"))),
         };
         codes.iter().map(read).collect()
+    }
+}
+
+fn note(results: &mut [Option<Settled>], index: usize, settled: Settled) {
+    if let Some(slot) = results.get_mut(index) {
+        *slot = Some(settled);
     }
 }
 

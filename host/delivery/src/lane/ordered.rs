@@ -7,9 +7,10 @@
 //!                                  └─ doubt ─┘
 //! ```
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cofferdam_model::{Delivery, EntryId, Fault, HostState, Verdict};
+use cofferdam_model::{Delivery, EntryId, Fault, HostState, Token, Verdict};
 use cofferdam_streams::{
     Evidence, Holding, Owned, RawEntry, SettleContext, Settled, StreamError, Suspect, TakeFor, Taken, Tenure,
     Unfinished, planted, retry_consumer,
@@ -32,6 +33,10 @@ pub(crate) struct Order {
     last_epoch: u64,
     /// How many messages it has finished under that epoch; `None` until it has surveyed what is unfinished.
     finished: Option<u64>,
+    /// What it let out of its hands while it ran: counted already, whatever its run brings.
+    strays: BTreeSet<(EntryId, Token)>,
+    /// Whether a survey is under way.
+    surveying: bool,
     pub(crate) asking: bool,
     pub(crate) ask_at: Instant,
     owner: OtherOwner,
@@ -40,7 +45,17 @@ pub(crate) struct Order {
 impl Order {
     pub(crate) fn new(now: Instant) -> Self {
         let (queues, owner) = (KeyQueues::default(), OtherOwner::default());
-        Order { queues, epoch: None, last_epoch: 0, finished: None, asking: false, ask_at: now, owner }
+        Order {
+            queues,
+            epoch: None,
+            last_epoch: 0,
+            finished: None,
+            strays: BTreeSet::new(),
+            surveying: false,
+            asking: false,
+            ask_at: now,
+            owner,
+        }
     }
 
     pub(crate) fn owner(&mut self) -> &mut OtherOwner {
@@ -83,9 +98,8 @@ impl OtherOwner {
 pub(super) struct Survey {
     /// Under which epoch it was made.
     epoch: u64,
-    /// How many messages Redis knew to be finished under it, and how many this lane did when it asked.
+    /// How many messages Redis knew to be finished under it.
     finished: u64,
-    finished_known: Option<u64>,
     /// Everything, in the order of the ids.
     pending: Vec<Unfinished>,
     /// Those of them whose keys were not known.
@@ -101,11 +115,10 @@ pub(super) struct Survey {
 
 impl Lane {
     /// What the owner of an ordered lane does whenever it may not know of all that is pending: when it has become the owner, and
-    /// after every doubt. Until it knows, nothing new is read.
+    /// after every doubt. Until it knows, nothing new is read and nothing is settled.
     pub(super) fn begin_survey(&mut self, epoch: u64) {
-        let Some(order) = &self.order else { return };
-        self.reading = true;
-        let finished_known = order.finished;
+        let Some(order) = &mut self.order else { return };
+        (self.reading, self.reconcile, order.surveying) = (true, false, true);
         let keyed: Vec<EntryId> = order.queues.ids().collect();
         let known: Vec<EntryId> = self.in_flight.keys().copied().collect();
         let (store, keys, consumer) = self.for_redis();
@@ -125,7 +138,7 @@ impl Lane {
                     let own = pending.iter().filter(|one| one.holder == consumer).map(|one| (one.id, one.token));
                     let me = TakeFor { consumer: &consumer, plugin: &plugin, now: &stamp, epoch: Some(epoch) };
                     let (taken, all) = take_unknown(&store, &keys, &me, own.collect(), &known, room).await?;
-                    Ok(Survey { epoch, finished, finished_known, pending, entries, unread, known, taken, all })
+                    Ok(Survey { epoch, finished, pending, entries, unread, known, taken, all })
                 }
                 .await,
             )
@@ -134,15 +147,23 @@ impl Lane {
 
     pub(super) fn take_surveyed(&mut self, survey: Result<Survey, StreamError>) {
         self.reading = false;
+        self.order.iter_mut().for_each(|order| order.surveying = false);
         let survey = match survey {
             Ok(survey) => survey,
             Err(error) => return self.read_failed(error),
         };
         let Some(order) = self.order.as_mut().filter(|order| order.epoch == Some(survey.epoch)) else { return };
-        // What was settled meanwhile has told better.
-        if order.finished == survey.finished_known {
-            order.finished = Some(survey.finished);
+        if let Some(taken_back) = order.finished.and_then(|known| known.checked_sub(survey.finished))
+            && taken_back > 0
+        {
+            let (plugin, stream) = (&self.parts.plugin, &self.parts.keys.stream);
+            tracing::warn!(%plugin, %stream, taken_back, "redis has lost how messages were finished; they are handled again, in their order");
+            // Under a new epoch the same count cannot stand for two histories. What was in our hands is found again by the survey.
+            order.ask_at = Instant::now();
+            self.lose_order();
+            return;
         }
+        order.finished = Some(survey.finished);
         for entry in survey.entries {
             let id = entry.id;
             if let Some(key) = self.parts.reader.key_of(entry) {
@@ -153,13 +174,17 @@ impl Lane {
         // A failover has taken back that these were ever read: they come once more, and what is behind them still waits.
         let unread = |id: &EntryId| survey.unread.binary_search(id).is_ok();
         self.news |= !survey.unread.is_empty();
-        // Settled by a call whose reply was lost or is on its way, or taken away by somebody: nobody need wait for these.
+        // Settled by a call whose reply was lost, or taken away by somebody: nobody need wait for these.
         let gone: Vec<EntryId> = order.queues.ids().filter(|id| !pending(id) && !unread(id)).collect();
         // What a run of these brings does not count: they may be given to us once more, behind others and under the same token.
         let lost: Vec<EntryId> = survey.known.into_iter().filter(|id| !pending(id)).collect();
         for id in lost {
-            self.forget_waiting(id);
-            self.let_out(id);
+            let waited = self.order.as_mut().is_some_and(|order| order.queues.withdraw(id).is_some());
+            let Some(held) = self.let_out(id) else { continue };
+            self.parts.counters.settled(Settled::LeaseLost);
+            if let Some(order) = self.order.as_mut().filter(|_| !waited) {
+                order.strays.insert((id, held.token));
+            }
         }
         let (reserved, me) = (retry_consumer(), self.parts.consumer.clone());
         self.parked = survey.pending.iter().filter(|one| *one.holder == *reserved).count() as u64;
@@ -254,7 +279,9 @@ impl Lane {
         for delivery in dropped {
             let id = delivery.entry;
             holdings.extend(self.let_out(id).map(|held| held.holding(id)));
-            self.parts.counters.settled(Settled::LeaseLost);
+            if !self.is_stray(id, delivery.token) {
+                self.parts.counters.settled(Settled::LeaseLost);
+            }
             if self.probe == Some(id) {
                 self.end_probe(None);
             }
@@ -349,10 +376,25 @@ impl Lane {
         admitted
     }
 
+    /// Whether this delivery was let out of our hands while it ran, and is counted.
+    pub(super) fn is_stray(&mut self, id: EntryId, token: Token) -> bool {
+        self.order.as_mut().is_some_and(|order| order.strays.remove(&(id, token)))
+    }
+
+    /// Whether a lane that keeps an order has to see what is unfinished before it settles anything. A lane that is not to go on
+    /// looks no more: what it may not settle is refused, and given back.
+    pub(super) fn looks_first(&self, mode: Mode) -> bool {
+        let looks = |order: &Order| order.surveying || (self.reconcile && order.epoch.is_some());
+        mode == Mode::Run
+            && self.opened
+            && self.parts.runner.terms().is_some()
+            && self.order.as_ref().is_some_and(looks)
+    }
+
     /// Leaves out what a lane that keeps an order may not settle: what it does not hold any more, and what is behind a message
     /// that a failover has taken back meanwhile. That gives way, uncharged, and comes back in its turn.
     pub(super) fn drop_untimely(&mut self) {
-        let Some(order) = &self.order else { return };
+        let Some(order) = &mut self.order else { return };
         let mut early = Vec::new();
         let counters = &self.parts.counters;
         self.decided.retain(|one| {
@@ -360,7 +402,7 @@ impl Lane {
             let ours = self.in_flight.get(&entry).is_some_and(|held| held.token == token);
             let takes_effect = matches!(&one.verdict, Verdict::Commit { events } if !events.is_empty());
             let timely = ours && (order.queues.is_next(entry) || !takes_effect);
-            if !timely {
+            if !timely && !order.strays.remove(&(entry, token)) {
                 counters.settled(Settled::LeaseLost);
             }
             if ours && !timely {

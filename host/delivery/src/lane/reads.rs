@@ -107,7 +107,7 @@ impl Lane {
     /// Looks for entries that Redis gave to this consumer in a reply that never arrived. Never by reading its history: that
     /// raises the delivery counter, and only in memory.
     pub(super) fn begin_find(&mut self) {
-        self.reading = true;
+        (self.reading, self.reconcile) = (true, false);
         let (store, keys, consumer) = self.for_redis();
         let known: Vec<EntryId> = self.in_flight.keys().copied().collect();
         let (room, plugin, stamp) = (self.room(), self.parts.plugin.clone(), iso(self.parts.surroundings.now_ms()));
@@ -206,8 +206,8 @@ impl Lane {
     pub(super) fn take_suspects(&mut self, taken: Result<(u64, Vec<Taken>), StreamError>) {
         self.reading = false;
         match taken {
-            Ok((_, taken)) => {
-                self.reconcile |= self.order.is_some() && taken.is_empty();
+            Ok((found, taken)) => {
+                self.reconcile |= self.order.is_some() && (taken.is_empty() || found != taken.len() as u64);
                 self.dispatch(taken);
             }
             Err(error) => self.read_failed(error),
@@ -218,7 +218,7 @@ impl Lane {
         self.reading = false;
         match found {
             Ok((mut taken, all)) => {
-                self.reconcile = !all;
+                self.reconcile |= !all;
                 taken.retain(|one| !self.in_flight.contains_key(&one.entry.id));
                 if !taken.is_empty() {
                     tracing::warn!(plugin = %self.parts.plugin, stream = %self.parts.keys.stream, count = taken.len(),

@@ -9,7 +9,7 @@ use cofferdam_model::{EntryId, Token, Verdict};
 use cofferdam_streams::{Decided, Holding, LaneKeys, Remedy, SettleContext, Settled, Store, StreamError, Tenure};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Done, Lane, PAUSE_MAX, PAUSE_MIN, SETTLES_MAX};
+use super::{Done, Lane, Mode, PAUSE_MAX, PAUSE_MIN, SETTLES_MAX};
 use crate::runner::{Surroundings, iso};
 
 /// Messages of one settle, and its bytes: beyond them Redis is busy for too long at a time.
@@ -50,16 +50,18 @@ pub(super) struct SettledBatch {
 
 impl Lane {
     /// Settles at once when nothing else is under way, or when a batch is full; otherwise verdicts wait for company.
-    pub(super) fn flush(&mut self) {
+    pub(super) fn flush(&mut self, mode: Mode) {
         let full = self.decided.len() >= SETTLE_MESSAGES || self.decided_bytes >= SETTLE_BYTES;
-        if (full || self.settles == 0) && self.settles < self.settles_max() {
+        if (full || self.settles == 0) && self.may_flush(mode) {
             self.flush_now();
         }
     }
 
-    /// Settles that may be under way at once. Where an order is kept, each has to know what came of the one before.
-    pub(super) fn settles_max(&self) -> usize {
-        if self.order.is_some() { 1 } else { SETTLES_MAX }
+    /// Whether another settle may be under way. Where an order is kept, each has to know what came of the one before, and of a
+    /// survey that is due.
+    pub(super) fn may_flush(&self, mode: Mode) -> bool {
+        let most = if self.order.is_some() { 1 } else { SETTLES_MAX };
+        self.settles < most && !self.looks_first(mode)
     }
 
     pub(super) fn flush_now(&mut self) {
@@ -107,7 +109,9 @@ impl Lane {
             {
                 refused.push(held.holding(id));
             }
-            self.parts.counters.settled(settled);
+            if settled != Settled::LeaseLost || !self.is_stray(id, token) {
+                self.parts.counters.settled(settled);
+            }
             freed.extend(self.next_of_key(id, settled));
             if let (Settled::Retried(_) | Settled::Released, Some(delay)) = (settled, delay) {
                 self.parked += 1;
@@ -174,6 +178,10 @@ impl Lane {
         let cx = SettleContext { lane, consumer: &self.parts.consumer, now_ms, now: &now, tenure };
         let given = timeout(GIVE_BACK_TIME, self.parts.store.give_back(&cx, &held)).await;
         let (plugin, stream, count) = (&self.parts.plugin, &self.parts.keys.stream, held.len());
+        let released = given.as_ref().map_or(0, |given| *given.as_ref().unwrap_or(&0));
+        for place in 0..count {
+            self.parts.counters.settled(if place < released { Settled::Released } else { Settled::LeaseLost });
+        }
         match given {
             Ok(Ok(given)) => {
                 tracing::warn!(%plugin, %stream, given, "gave back, uncharged, what was not finished in time")

@@ -43,7 +43,7 @@ if unusable[4] then return redis.error_reply('BADDEAD ' .. dead .. ' is not a st
 -- while it owns the lane and everything that it has finished is finished still. A failover may take some of that back, and what
 -- came behind it would be out of its turn.
 local held, ordered = {}, ARGV[8] ~= ''
-if owns(ledger, me, ARGV[8]) and (not ordered or redis.call('HGET', ledger, 'finished') == ARGV[9]) then
+if owns(ledger, me, ARGV[8]) and (not ordered or (redis.call('HGET', ledger, 'finished') or '0') == ARGV[9]) then
   for _, p in ipairs(redis.call('XPENDING', input, group, ARGV[3], ARGV[4], ARGV[5], me)) do held[p[1]] = p[4] end
 end
 
