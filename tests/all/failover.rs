@@ -152,8 +152,11 @@ pub(crate) fn order_over_promotions(program: &Path, environment: &[(&str, &str)]
     let mut all = Order { taken_back: 0, broken: 0 };
     for round in 0..rounds as u64 {
         let before = outputs(&master);
-        wait_until("the replica follows", || replication(&master).contains("state=online"));
-        // In one step, so that one read brings both. The second ends while nobody answers: its settle waits for whoever comes.
+        // It may be in step and hear of nothing more for a second, until it has said so.
+        let mark = round.to_string();
+        master.ask::<String>(&["SET", "mark", &mark]);
+        wait_until("the replica follows", || replica.ask::<Option<String>>(&["GET", "mark"]).as_ref() == Some(&mark));
+        // In one step, so that one read brings both. The second ends while nobody answers: its settle is on its way to whoever comes.
         let one = |seq: u64| keyed(&format!(r#"{{"do":"emit","busy_us":3000000,"seq":{seq}}}"#), 0);
         let both = "for _, one in ipairs(ARGV) do redis.call('XADD', KEYS[1], '*', 'payload', one) end";
         master.ask::<Value>(&["EVAL", both, "1", "stream:in", &one(2 * round), &one(2 * round + 1)]);
@@ -162,11 +165,12 @@ pub(crate) fn order_over_promotions(program: &Path, environment: &[(&str, &str)]
         link.hold();
         wait_until("the first is finished", || outputs(&master) > before);
         let took = began.elapsed();
+        master.freeze();
+        std::thread::sleep(took + BEHIND);
         master.kill();
         link.switch(master.port);
         replica.ask::<String>(&["REPLICAOF", "NO", "ONE"]);
         all.taken_back += usize::from(outputs(&replica) == before && pending(&replica) == 2);
-        std::thread::sleep(took + BEHIND);
         front.switch(replica.port);
         wait_until("both are finished", || pending(&replica) == 0);
         assert_eq!(outputs(&replica), before + 2, "lost or doubled");

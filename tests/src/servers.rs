@@ -159,6 +159,13 @@ impl Server {
         maps.contains(&library.display().to_string())
     }
 
+    /// Stops it as a machine that hangs does: connections stay, and nothing is answered.
+    pub fn freeze(&self) {
+        let child = self.child.as_ref().expect("it was started");
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("it is there");
+    }
+
     /// Kills it.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
