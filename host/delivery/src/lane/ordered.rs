@@ -435,7 +435,7 @@ impl Lane {
     }
 
     fn finish(&mut self, id: EntryId) -> Option<Delivery> {
-        // Given to us anew, under another token: it is not over, and whatever is behind it still waits.
+        // Given to us anew: it is not over, and whatever is behind it still waits.
         if self.in_flight.contains_key(&id) {
             return None;
         }
