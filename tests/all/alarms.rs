@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cofferdam_tests::{Host, Place, QUICK, Redis, cofferdam, errors, program, publish, wait_until};
+use cofferdam_tests::{Host, Place, QUICK, Redis, cofferdam, comes_true, errors, guest, program, publish, wait_until};
 
 use crate::operators::emit;
 
@@ -110,4 +110,24 @@ fn a_stream_above_its_byte_budget_stops_those_who_write_to_it_until_there_is_roo
     redis.cli(&["XTRIM", "stream:out", "MAXLEN", "0"]);
     wait_until("it goes on by itself", || redis.number(&["XLEN", "stream:out"]) == 20);
     assert!(send().status.success());
+}
+
+#[test]
+fn one_group_of_two_plugins_on_two_hosts_is_said_by_both_until_it_ends() {
+    let redis = Redis::start();
+    let (one, other) = (Place::new(), Place::new());
+    one.put_actor("");
+    let second = "group = \"group:actor\"\nsubscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n";
+    other.put("second", &guest("test/actor.wasm"), second);
+    let hosts = [host_with(&one, &redis, &[]), host_with(&other, &redis, &[])];
+    let patience = Duration::from_secs(60);
+    for (host, words) in hosts.iter().zip(["second on host", "actor on host"]) {
+        assert!(comes_true(patience, || is_said(host, words)), "nothing says {words:?}");
+    }
+    wait_until("`plugins` says so", || plugins(&redis).contains("each takes the other's messages"));
+    std::fs::remove_file(other.plugins().join("second.wasm")).unwrap();
+    let is_over = || !plugins(&redis).contains("each takes the other's messages");
+    assert!(comes_true(patience, is_over), "it stands after it has ended");
+    let said = hosts[0].log().matches("second on host").count();
+    assert_eq!(said, 1, "it is said once");
 }

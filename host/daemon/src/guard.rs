@@ -2,8 +2,8 @@
 //!
 //! Every round it takes down the numbers of each lane at one moment, compares them with those of the round before, and logs as an
 //! error what an operator must know: entries trimmed away unread, or soon to be; a group whose counts no longer add up,
-//! because somebody moved it or deleted a consumer. What waited for its retry and was lost that way is given back. And it holds plugins
-//! back whose dead letters or whose outputs would fill Redis.
+//! because somebody moved it or deleted a consumer; a group that another plugin on another host reads with too. What waited for its retry
+//! and was lost that way is given back. And it holds plugins back whose dead letters or whose outputs would fill Redis.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,15 +17,19 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::commands::reports;
 use crate::config::Config;
 use crate::quantity::show_bytes;
-use crate::supervisor::Supervisor;
+use crate::supervisor::{State, Supervisor};
 
 /// Rounds are a third of the lease apart, within these.
 const ROUND_MIN: Duration = Duration::from_secs(1);
 const ROUND_MAX: Duration = Duration::from_secs(10);
 /// The same alarm with a greater number is said again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// How often the other hosts are looked at: seldom, because it walks over the keys, and not before a report of a host that was killed
+/// is forgotten.
+const HOSTS_EVERY: Duration = Duration::from_secs(15);
 /// Shares of a foreign cap, in percent: a backlog above the first is an alarm, below the second it is over.
 const NEAR_PERCENT: u64 = 70;
 const FAR_PERCENT: u64 = 50;
@@ -40,6 +44,7 @@ pub(crate) async fn guard(
     let every = (config.delivery.lease / 3).clamp(ROUND_MIN, ROUND_MAX);
     let mut lanes: BTreeMap<(String, String), Memory> = BTreeMap::new();
     let mut limits = Limits::default();
+    let mut sharers = Sharers::default();
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => {}
@@ -55,6 +60,12 @@ pub(crate) async fn guard(
                 tracing::debug!(stream = %keys.stream, %error, "cannot look");
             }
             standing.entry(plugin.clone()).or_default().extend(memory.standing());
+        }
+        if let Err(error) = sharers.look(&store, &running).await {
+            tracing::debug!(%error, "cannot look at the other hosts");
+        }
+        for (plugin, text) in sharers.standing() {
+            standing.entry(plugin.clone()).or_default().push(text.clone());
         }
         supervisor.set_alarms(standing);
         for (plugin, emits) in supervisor.emits() {
@@ -139,6 +150,50 @@ impl Limits {
             }
         }
         why
+    }
+}
+
+/// Other plugins, on other hosts, that have the group of one that runs here. On one host the second is refused; hosts do not refuse each
+/// other's, because a plugin that is renamed would then wait on each for the others.
+#[derive(Debug, Default)]
+struct Sharers {
+    looked: Option<Instant>,
+    /// What was found at the last look, by plugin, and whether at the one before too.
+    found: BTreeMap<(String, String), bool>,
+}
+
+impl Sharers {
+    /// Looks if it is time to, and logs what is found for the second time.
+    async fn look(&mut self, store: &Store, running: &[(String, LaneKeys)]) -> Result<(), StreamError> {
+        if self.looked.is_some_and(|at| at.elapsed() < HOSTS_EVERY) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
+        let mut found = BTreeMap::new();
+        for (host, plugins) in reports(store).await? {
+            for other in plugins.iter().filter(|other| other.state == State::Running) {
+                let shares =
+                    |(plugin, keys): &&(String, LaneKeys)| *plugin != other.name && *keys.group == *other.group;
+                let Some((plugin, _)) = running.iter().find(shares) else { continue };
+                let text = format!(
+                    "{} on host {} has the group {:?} too: each takes the other's messages; give one of them a group of its own",
+                    other.name, host.consumer, other.group
+                );
+                let shared = (plugin.clone(), text);
+                let before = self.found.get(&shared).copied();
+                if before == Some(false) {
+                    tracing::error!(plugin, "{}", shared.1);
+                }
+                found.insert(shared, before.is_some());
+            }
+        }
+        self.found = found;
+        Ok(())
+    }
+
+    /// What was found twice in a row, with its plugin.
+    fn standing(&self) -> impl Iterator<Item = &(String, String)> {
+        self.found.iter().filter(|(_, stands)| **stands).map(|(shared, _)| shared)
     }
 }
 
