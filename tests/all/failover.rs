@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cofferdam_tests::servers::{
-    Forwarder, Picture, Producer, Promise, Server, command, connection, full, two_hosts, two_hosts_seen_at,
-};
+use cofferdam_tests::picture::Picture;
+use cofferdam_tests::producer::{Producer, Promise};
+use cofferdam_tests::servers::{Forwarder, Server, command, connection, full, two_hosts, two_hosts_seen_at};
 use cofferdam_tests::{Host, Place, cofferdam_in, errors, program, wait_until};
 use redis::Value;
 

@@ -15,7 +15,9 @@ use cofferdam_streams::{
     Subscription, TakeFor, VersionStamp, decode,
 };
 use cofferdam_tests::checker::{is_poison, outputs_of, payload};
-use cofferdam_tests::servers::{LEASE, Picture, Producer, Promise, Server, full, shim, skipped, two_hosts};
+use cofferdam_tests::picture::Picture;
+use cofferdam_tests::producer::{Producer, Promise};
+use cofferdam_tests::servers::{LEASE, Server, full, shim, skipped, two_hosts};
 use cofferdam_tests::{Host, Place, Redis, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;

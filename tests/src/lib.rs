@@ -6,6 +6,10 @@
 pub mod checker;
 /// Guests from text, hostile ones among them.
 pub mod guests;
+/// What stands in the actor's streams at one moment.
+pub mod picture;
+/// A producer that remembers what it was promised.
+pub mod producer;
 /// A bad network between hosts and a Redis.
 pub mod proxy;
 /// Servers that die and come back, and who talks to them.
