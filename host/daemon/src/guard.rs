@@ -234,8 +234,8 @@ async fn look(store: &Store, plugin: &str, keys: &LaneKeys, memory: &mut Memory)
 /// What an operator must know.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Alarm {
-    /// Entries are gone that the group has not read.
-    Trimmed { count: u64, since_ms: u64 },
+    /// Entries are gone that the group has not read: certainly, or else a consumer was deleted with some.
+    Trimmed { count: u64, since_ms: u64, certain: bool },
     /// Entries will soon be gone that the group has not read.
     Near { behind: u64, cap: u64, added: f64, read: f64 },
     /// Entries were read, and are neither settled nor pending.
@@ -247,10 +247,11 @@ enum Alarm {
 impl Alarm {
     fn text(&self, stream: &str, group: &str) -> String {
         match *self {
-            Alarm::Trimmed { count, since_ms } => format!(
-                "{} entries of {stream} were trimmed or deleted before {group} read them, since {} UTC: some producer or operator trims this stream; \
+            Alarm::Trimmed { count, since_ms, certain } => format!(
+                "{} entries of {stream} were trimmed or deleted before {group} read them{}, since {} UTC: some producer or operator trims this stream; \
                  find who sets MAXLEN (or calls XTRIM, XDEL) and raise the limit, or add hosts",
                 HumanCount(count),
+                if certain { "" } else { ", or else deleted with a consumer (XGROUP DELCONSUMER)" },
                 clock::short(since_ms)
             ),
             Alarm::Near { behind, cap, added, read } => {
@@ -309,8 +310,6 @@ struct Memory {
     /// To how many entries others trim this stream, while they do.
     cap: Option<u64>,
     near: bool,
-    /// Entries that others took while we looked.
-    taken: u64,
     /// How the counts compared in the round before.
     uneven: Option<Balance>,
     trimmed: Said,
@@ -349,25 +348,25 @@ impl Memory {
             *self = Memory::default();
         }
         let before = self.before.replace((*seen, now));
-        // What is settled is deleted from a redrive stream.
+        let uneven = seen.balance().filter(|balance| *balance != Balance::Even);
+        // What counts say has to stand for two rounds. What is settled is deleted from a redrive stream, by its host.
+        let unread = match self.uneven {
+            Some(Balance::Missing(_)) if !is_redrive => seen.trimmed_as_read(),
+            _ => 0,
+        };
         if !is_redrive {
             if let Some((before, at)) = before {
                 alarms.extend(self.foreign_cap(&before, seen, now - at));
             }
-            let missing = match seen.balance() {
-                Some(Balance::Missing(count)) if self.taken > 0 => count.min(self.taken),
-                _ => 0,
-            };
-            let count = seen.trimmed_unread().max(missing);
+            let count = seen.trimmed_unread().max(unread);
             if self.trimmed.is_news(count, now) {
                 let since_ms = *self.trimmed_since_ms.get_or_insert_with(clock::now_ms);
-                alarms.push(Alarm::Trimmed { count, since_ms });
+                alarms.push(Alarm::Trimmed { count, since_ms, certain: count == seen.trimmed_unread() });
             }
         }
-        let uneven = seen.balance().filter(|balance| *balance != Balance::Even);
         match (self.uneven, uneven) {
             (Some(Balance::Missing(_)), Some(Balance::Missing(count)))
-                if count > self.taken && self.missing.is_news(count, now) =>
+                if count > unread && self.missing.is_news(count, now) =>
             {
                 alarms.push(Alarm::Missing { count });
             }
@@ -389,7 +388,6 @@ impl Memory {
     fn foreign_cap(&mut self, before: &Audit, seen: &Audit, passed: Duration) -> Option<Alarm> {
         let removed = seen.removed_by_others().saturating_sub(before.removed_by_others());
         let added = seen.entries_added.saturating_sub(before.entries_added);
-        self.taken += removed;
         if removed > 0 && added > 0 {
             self.cap = Some(seen.length);
         } else if self.cap.is_some_and(|cap| seen.length > cap) {
@@ -473,6 +471,22 @@ mod tests {
         assert_eq!(count(memory.compare(&lane(100, 50, 10), false, at(10))), Some(40));
         assert_eq!(count(memory.compare(&lane(100, 50, 10), false, at(100))), None);
         assert_eq!(count(memory.compare(&lane(100, 30, 10), false, at(200))), Some(60));
+    }
+
+    #[test]
+    fn what_redis_counts_as_read_although_others_trimmed_it_is_said_as_trimmed() {
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        // 100 were added and 50 trimmed away; it settled 60, and Redis says that it read them all.
+        let seen = Audit { settled: 60, ..lane(100, 50, 100) };
+        assert_eq!(memory.compare(&seen, false, now), []);
+        let alarms = memory.compare(&seen, false, now);
+        assert!(matches!(alarms[..], [Alarm::Trimmed { count: 40, certain: false, .. }]), "{alarms:?}");
+        // More than others can have taken is missing.
+        let mut memory = Memory::default();
+        let seen = Audit { settled: 30, ..lane(100, 50, 100) };
+        assert_eq!(memory.compare(&seen, false, now), []);
+        let alarms = memory.compare(&seen, false, now);
+        assert!(matches!(alarms[..], [Alarm::Trimmed { count: 50, .. }, Alarm::Missing { count: 70 }]), "{alarms:?}");
     }
 
     #[test]

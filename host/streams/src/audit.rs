@@ -59,6 +59,15 @@ impl Audit {
         trimmed_unread(self.entries_added, read, after_at_most)
     }
 
+    /// Entries that are neither settled nor pending and that the group may never have seen: at most so many. Redis 8 counts what was
+    /// trimmed unread as read (redis/redis#13958).
+    pub fn trimmed_as_read(&self) -> u64 {
+        match self.balance() {
+            Some(Balance::Missing(count)) => count.min(self.removed_by_others()),
+            _ => 0,
+        }
+    }
+
     /// Whether all that was read is settled or pending; `None` when Redis cannot tell how many were read.
     pub fn balance(&self) -> Option<Balance> {
         let from_lag = self.lag.map(|lag| self.entries_added.saturating_sub(lag));

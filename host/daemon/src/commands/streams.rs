@@ -137,7 +137,8 @@ async fn look(store: &Store, name: &str, lanes: &BTreeSet<(String, String)>) -> 
         let known = lanes.contains(&(name.to_owned(), info.name.clone()));
         let ledger = if known { Some(store.ledger(&lane).await?) } else { None };
         let oldest_pending_ms = if info.pending > 0 { oldest_pending_ms(store, &lane).await? } else { None };
-        let trimmed_unread = trimmed(&facts, &info);
+        let audit = if known && !lane.is_redrive() { store.audit(&lane).await? } else { None };
+        let trimmed_unread = trimmed(&facts, &info).max(audit.map_or(0, |audit| audit.trimmed_as_read()));
         groups.push(Group { parked: store.parked(&lane).await?, oldest_pending_ms, ledger, trimmed_unread, info });
     }
     Ok(Some(Stream { name: name.to_owned(), facts, bytes: usage.unwrap_or_default(), groups }))
