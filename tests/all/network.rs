@@ -52,10 +52,15 @@ impl Work {
 
     /// Publishes 400 messages a second for as long as this; fewer in the long form, where outages would pile them up.
     pub(crate) fn publish_for(&mut self, time: Duration) {
+        self.publish_every(Duration::from_millis(if full_length() { 1_000 } else { 100 }), time);
+    }
+
+    /// Publishes 40 messages at a time for as long as this.
+    pub(crate) fn publish_every(&mut self, pause: Duration, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until {
             self.publish(40);
-            std::thread::sleep(Duration::from_millis(if full_length() { 1_000 } else { 100 }));
+            std::thread::sleep(pause);
         }
     }
 

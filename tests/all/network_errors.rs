@@ -67,10 +67,11 @@ fn while_settles_are_refused_reading_stops_within_a_second() {
     let mut work = Work::start(redis, &proxy.url());
     let mut late_reads = 0;
     for (code, words, _) in ERRORS.into_iter().filter(|(_, _, meaning)| *meaning == REFUSES_WRITES) {
-        // Work enough that there is always something to read.
-        work.publish_for(Duration::from_millis(500));
+        // So often that each host soon has something to read, and is refused: only then does it know.
+        let often = Duration::from_millis(100);
+        work.publish_every(often, Duration::from_millis(500));
         proxy.set(Behaviour::Refuse(Commands::Settles, code, words));
-        work.publish_for(Duration::from_secs(4));
+        work.publish_every(often, Duration::from_secs(4));
         let seen = proxy.seen();
         proxy.set(Behaviour::Pass);
         let first = seen.first_refusal.expect("a settle was refused");
