@@ -175,26 +175,22 @@ fn section(
                 }
             }
         }
-        Payload::CustomSection(section) => custom(&section, found)?,
+        Payload::CustomSection(section) => custom(&section, found),
         _ => {}
     }
     Ok(())
 }
 
-fn custom(
-    section: &wasmparser::CustomSectionReader<'_>,
-    found: &mut Description,
-) -> Result<(), wasmparser::BinaryReaderError> {
+/// Nothing that runs depends on a custom section, so none makes a file malformed: one that is cut short tells what it tells.
+fn custom(section: &wasmparser::CustomSectionReader<'_>, found: &mut Description) {
     if found.custom.len() < NAMES_MAX {
         *found.custom.entry(section.name().to_owned()).or_default() += section.data().len() as u64;
     }
     match section.as_known() {
         KnownCustom::Name(_) => found.has_names = true,
         KnownCustom::Producers(fields) => {
-            for field in fields {
-                let field = field?;
-                for value in field.values {
-                    let value = value?;
+            for field in fields.into_iter().map_while(Result::ok) {
+                for value in field.values.into_iter().map_while(Result::ok) {
                     if found.producers.len() < NAMES_MAX {
                         let owned = |text: &str| text.to_owned();
                         found.producers.insert((owned(field.name), owned(value.name), owned(value.version)));
@@ -204,7 +200,6 @@ fn custom(
         }
         _ => {}
     }
-    Ok(())
 }
 
 fn keep(names: &mut Vec<String>, name: String) {
@@ -234,6 +229,19 @@ mod tests {
         assert_eq!(entropy(&[7; 5_000]), 0.0);
         let all: Vec<u8> = (0..=255).cycle().take(5_120).collect();
         assert!((entropy(&all) - 8.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_tools_say_of_themselves_may_be_cut_short() {
+        // Two fields, the second of which is missing.
+        let producers = b"\x02\x0cprocessed-by\x01\x01a\x011";
+        let mut wasm = wat::parse_str("(module (func (export \"_start\")))").unwrap();
+        wasm.extend([0, u8::try_from(1 + 9 + producers.len()).unwrap(), 9]);
+        wasm.extend(b"producers");
+        wasm.extend(producers);
+        let found = describe(&wasm).unwrap();
+        let one = ["processed-by", "a", "1"].map(String::from);
+        assert_eq!(found.producers.into_iter().map(|(a, b, c)| [a, b, c]).collect::<Vec<_>>(), [one]);
     }
 
     #[test]
