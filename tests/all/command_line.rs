@@ -1,4 +1,4 @@
-use cofferdam_tests::{Place, Redis, cofferdam, cofferdam_in, errors, publish, wait_until};
+use cofferdam_tests::{Place, Redis, cofferdam, cofferdam_in, errors, program, publish, wait_until};
 
 #[test]
 fn the_demo_tells_its_story_and_ends_with_nothing_lost_and_nothing_doubled() {
@@ -12,6 +12,37 @@ fn the_demo_tells_its_story_and_ends_with_nothing_lost_and_nothing_doubled() {
     let left: Vec<_> =
         std::fs::read_dir(place.directory.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, ["plugins"], "the demo leaves something behind");
+}
+
+#[test]
+fn a_demo_or_benchmark_that_is_stopped_leaves_nothing_behind() {
+    for (arguments, at_work) in
+        [(vec!["demo"], "2. "), (vec!["bench", "--messages", "2000000", "--arms", "native"], "")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let told = directory.path().join("told");
+        let mut child = std::process::Command::new(program())
+            .args(&arguments)
+            .current_dir(directory.path())
+            .env("TMPDIR", directory.path())
+            .stdout(std::fs::File::create(&told).unwrap())
+            .spawn()
+            .unwrap();
+        let sockets = || {
+            let all = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+            all.lines().filter(|line| line.contains(directory.path().to_str().unwrap())).count()
+        };
+        wait_until("it is at work", || {
+            sockets() > 0 && std::fs::read_to_string(&told).unwrap_or_default().contains(at_work)
+        });
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{arguments:?}");
+        assert_eq!(sockets(), 0, "{arguments:?}: a server is left");
+        let left: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert!(left.iter().all(|name| name == "told" || name == "plugins"), "{arguments:?}: {left:?}");
+    }
 }
 
 #[test]

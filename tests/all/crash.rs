@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use cofferdam_tests::checker::{Left, check, full_length, payload, unsettled};
-use cofferdam_tests::{Host, PATIENCE, Place, Redis, comes_true, program, publish};
+use cofferdam_tests::{Host, PATIENCE, Place, Redis, comes_true, program, publish, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -97,10 +97,10 @@ fn two_processes_share_the_load_and_each_does_a_part_of_it() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("concurrency = 1\n");
     let _hosts = [place.host(&redis, 1), place.host(&redis, 2)];
-    cofferdam_tests::wait_until("both are there", || {
+    wait_until("both are there", || {
         redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]).lines().count() == 2
     });
-    cofferdam_tests::wait_until("the group is there", || {
+    wait_until("the group is there", || {
         redis.cli(&["XINFO", "GROUPS", "stream:in"]).contains("group:actor")
     });
     let total = 3_000;
@@ -111,10 +111,10 @@ fn two_processes_share_the_load_and_each_does_a_part_of_it() {
             (chunk * 100..(chunk + 1) * 100).map(|seq| format!(r#"{{"do":"emit","seq":{seq},"busy_us":500}}"#)),
         );
     }
-    cofferdam_tests::wait_until("all outputs are there", || redis.number(&["XLEN", "stream:out"]) >= total);
+    wait_until("all outputs are there", || redis.number(&["XLEN", "stream:out"]) >= total);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(redis.number(&["XLEN", "stream:out"]), total);
-    cofferdam_tests::wait_until("both have reported their part", || {
+    wait_until("both have reported their part", || {
         let keys = redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]);
         let parts: Vec<u64> = keys
             .lines()
@@ -137,17 +137,40 @@ fn a_host_whose_terminal_is_closed_stops_as_gracefully() {
     stops_gracefully(Signal::HUP);
 }
 
+#[test]
+fn a_host_whose_log_nobody_reads_any_more_goes_on_and_stops_gracefully() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("retries = 0\n");
+    let data = place.directory.path().join("data");
+    let mut child = std::process::Command::new(program())
+        .args(["run", "--redis", &redis.url(), "--data", &data.display().to_string()])
+        .args(["--plugins", &place.plugins().display().to_string()])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("it is at work", || {
+        publish(&redis, "stream:in", std::iter::once(String::from(r#"{"do":"emit"}"#)));
+        redis.number(&["XLEN", "stream:out"]) > 0
+    });
+    drop(child.stderr.take());
+    // A trap is a line of its log.
+    publish(&redis, "stream:in", (0..50).map(|seq| format!(r#"{{"do":"trap","seq":{seq}}}"#)));
+    wait_until("every trap is a dead letter", || redis.number(&["XLEN", "stream:dead_letter"]) == 50);
+    send(child.id(), Signal::TERM);
+    assert!(child.wait().unwrap().success());
+}
+
 fn stops_gracefully(signal: Signal) {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("concurrency = 1\n");
     publish(&redis, "stream:in", (0..400).map(|seq| format!(r#"{{"do":"emit","seq":{seq},"busy_us":5000}}"#)));
     let first = place.host(&redis, 1);
-    cofferdam_tests::wait_until("it is at work", || redis.number(&["XLEN", "stream:out"]) > 10);
+    wait_until("it is at work", || redis.number(&["XLEN", "stream:out"]) > 10);
     let took = first.stop_by(signal);
     assert!(took < Duration::from_secs(6), "it took {took:?} to stop");
     let consumers = redis.cli(&["XINFO", "CONSUMERS", "stream:in", "group:actor"]);
     let _second = place.host(&redis, 2);
-    cofferdam_tests::wait_until("the next host has done the rest", || redis.number(&["XLEN", "stream:out"]) == 400);
+    wait_until("the next host has done the rest", || redis.number(&["XLEN", "stream:out"]) == 400);
     assert_eq!(redis.number(&["HGET", "cofferdam:ledger:stream:in|group:actor", "retried"]), 0, "{consumers}");
     assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
 }
@@ -180,7 +203,7 @@ fn whoever_ends_the_process_of_suspects_buries_no_innocent() {
     // One death of a process is enough for the dead letters.
     place.put_actor("crashes = 1\nconcurrency = 1\n[limits]\ndeadline = \"60s\"\n");
     let outputs = |count: u64| {
-        cofferdam_tests::wait_until("it is handled", || redis.number(&["XLEN", "stream:out"]) == count);
+        wait_until("it is handled", || redis.number(&["XLEN", "stream:out"]) == count);
         assert_eq!(redis.number(&["XLEN", "stream:dead_letter"]), 0);
     };
     let slow = |seq: u64| {
@@ -188,12 +211,12 @@ fn whoever_ends_the_process_of_suspects_buries_no_innocent() {
     };
     let first = place.host(&redis, 1);
     slow(0);
-    cofferdam_tests::wait_until("the first host has it", || holds(&redis, &first));
+    wait_until("the first host has it", || holds(&redis, &first));
     first.kill();
     // A suspect now, which runs apart; there somebody sends the signal of Ctrl-C or of a service manager to all of a host's processes.
     let second = place.host(&redis, 2);
     let ticks = |pid: u32| stat(pid).get(11).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or(0);
-    cofferdam_tests::wait_until("it runs apart", || apart(&second).is_some_and(|pid| ticks(pid) >= 100));
+    wait_until("it runs apart", || apart(&second).is_some_and(|pid| ticks(pid) >= 100));
     let process = apart(&second).unwrap();
     let group = stat(process).get(2).cloned();
     send(process, Signal::TERM);
@@ -205,7 +228,7 @@ fn whoever_ends_the_process_of_suspects_buries_no_innocent() {
     second.signal(Signal::STOP);
     let third = place.host(&redis, 3);
     slow(1);
-    cofferdam_tests::wait_until("the third host has it", || holds(&redis, &third));
+    wait_until("the third host has it", || holds(&redis, &third));
     third.kill();
     second.signal(Signal::CONT);
     outputs(2);

@@ -122,7 +122,9 @@ fn init_log(verb: &Verb) {
     let filter = config::environment("COFFERDAM_LOG").unwrap_or_else(|| default.to_owned());
     let filter =
         tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that nobody can be told is left out: saying so on the same broken standard error would panic, and end a worker or a lane.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let json = matches!(verb, Verb::Run(args) if args.log_format == commands::run::LogFormat::Json);
     if json {
         builder.json().init();

@@ -47,6 +47,16 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         let url = common.redis.clone().unwrap_or_default();
         return arms::native_loop(&url, messages).await;
     }
+    // Servers, hosts and folders go with what is dropped.
+    tokio::select! {
+        measured = measure(common, &args) => measured,
+        stopped = crate::commands::run::stop_signal() => {
+            stopped.and_then(|()| bail!(Failed(String::from("stopped before anything was measured to the end"))))
+        }
+    }
+}
+
+async fn measure(common: &Common, args: &Args) -> Result<()> {
     let lines = crate::embedded::lab_log()?;
     let rounds = args.rounds.max(1);
     let bar = screen::progress((rounds * args.arms.len()) as u64, "rounds");
@@ -72,7 +82,7 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         0 => Vec::new(),
         seconds => latency::measure(&lines, Duration::from_secs(seconds), &args.fsync).await?,
     };
-    print(common, &args, &results, &latencies)
+    print(common, args, &results, &latencies)
 }
 
 /// The median of some numbers; 0 of none.

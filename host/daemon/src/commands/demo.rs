@@ -66,7 +66,13 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     // Never into somebody's real streams because a configuration file names them.
     config.redis_url.clone_from(&common.redis);
     let host = Host::start(config).await?;
-    let told = story(&host, &args).await;
+    let told = tokio::select! {
+        told = story(&host, &args) => told,
+        // Whoever stops it must not find a Redis left behind either.
+        stopped = crate::commands::run::stop_signal() => {
+            stopped.and_then(|()| bail!(Failed(String::from("stopped before the end of the story"))))
+        }
+    };
     if told.is_ok() && args.keep {
         attach(&host);
         crate::commands::run::stop_signal().await?;
