@@ -102,6 +102,35 @@ fn a_version_that_fails_where_the_one_before_did_not_is_rolled_back_by_itself_an
 }
 
 #[test]
+fn a_redis_that_is_emptied_lets_no_version_run_that_was_taken_back_or_never_allowed() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor(GOOD);
+    let hosts = [place.host(&redis, 1), place.host(&redis, 2)];
+    let good = settled_on(&redis, 2, "");
+    place.put_actor(BAD_AT_ONCE);
+    let bad = settled_on(&redis, 2, &good);
+    let output = cofferdam(&["rollback", "actor", "--redis", &redis.url()]);
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_eq!(settled_on(&redis, 2, &bad), good);
+
+    redis.cli(&["FLUSHALL"]);
+    let notices = |host: &Host| host.log().contains("redis holds other data than before");
+    wait_until("each host says what is gone", || hosts.iter().all(notices));
+    assert_eq!(settled_on(&redis, 2, ""), good);
+    wait_until("the pin is noted again", || redis.cli(&["HGET", "cofferdam:pins", "actor"]).contains(&good));
+    let output = cofferdam(&["unpin", "actor", "--redis", &redis.url()]);
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_eq!(settled_on(&redis, 2, &good), bad, "the folder counts again");
+
+    // What asks for more than what runs waits, though the allowances went with the data.
+    redis.cli(&["FLUSHALL"]);
+    place.put_actor("instances = \"reuse\"\n[config]\nversion = \"more\"\n");
+    let waits = |host: &Host| host.log().contains("waits: cofferdam approve actor");
+    wait_until("both hosts let it wait", || hosts.iter().all(waits));
+    assert_eq!(settled_on(&redis, 2, ""), bad);
+}
+
+#[test]
 fn a_rollback_by_hand_holds_over_restarts_and_on_new_hosts_until_it_is_ended() {
     let (redis, place) = (Redis::start(), Place::new());
     let url = redis.url();

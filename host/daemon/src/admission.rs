@@ -237,7 +237,7 @@ impl Admission {
         let (plugin, digest) = (version.manifest.name.clone(), version.terms.stamp.digest.clone());
         let asks = Asks::of(&version.manifest, self.supervisor.cycles(&version.manifest));
         let known = match self.versions.store().approvals(&plugin, &digest, &asks.cycles).await {
-            Ok(found) => Known::read(&found, claim),
+            Ok(found) => Known::read(&found, claim).or_as_runs(|| self.supervisor.runs_as(&plugin)),
             Err(error) => {
                 // A version that waits loses nothing, and the next look asks again.
                 tracing::warn!(plugin, %error, "cannot ask what this plugin has been allowed; tried again");

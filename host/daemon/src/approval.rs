@@ -84,6 +84,8 @@ pub(crate) struct Known {
     cycles: BTreeSet<String>,
     /// Whose word the manifest is.
     claim: Claim,
+    /// Whether Redis has lost this.
+    lost: bool,
 }
 
 impl Known {
@@ -94,7 +96,21 @@ impl Known {
             approved: found.approved,
             cycles: found.cycles.iter().cloned().collect(),
             claim,
+            lost: false,
         }
+    }
+
+    /// The same where something is known, else what the version that runs asks for: what is gone from a Redis that was emptied was allowed
+    /// all the same.
+    pub(crate) fn or_as_runs(mut self, running: impl FnOnce() -> Option<Asks>) -> Known {
+        if self.allowed.is_none()
+            && let Some(running) = running()
+        {
+            self.lost = true;
+            self.cycles.extend(running.cycles.iter().cloned());
+            self.allowed = Some(Asks { cycles: Vec::new(), ..running });
+        }
+        self
     }
 }
 
@@ -154,7 +170,7 @@ impl Asks {
             None => Asks { cycles: Vec::new(), ..self.clone() },
         };
         let more_cycles = self.cycles.iter().any(|cycle| !known.cycles.contains(cycle));
-        (more_cycles || known.allowed.as_ref() != Some(&now))
+        (known.lost || more_cycles || known.allowed.as_ref() != Some(&now))
             .then(|| serde_json::to_string(&now).expect("strings and numbers always serialize"))
     }
 

@@ -274,7 +274,7 @@ impl Alarm {
             ),
             Alarm::Surplus { count } => format!(
                 "{} more entries are settled or pending than {group} read of {stream}: the group was set back (XGROUP SETID), or lost and begun again, \
-                 and these entries come again, their outputs under the same message ids; cofferdam verify names them",
+                 or the stream is another one (RENAME, DEL); what comes again has outputs under the same message ids",
                 HumanCount(count)
             ),
         }
@@ -301,6 +301,17 @@ impl Said {
         }
         news
     }
+}
+
+/// A balance beside a surplus that was said already: what goes missing from then on must not hide in it.
+fn beyond(balance: Balance, surplus: u64) -> Balance {
+    let difference = match balance {
+        Balance::Even => surplus,
+        Balance::Missing(count) => surplus + count,
+        Balance::Surplus(count) if count > surplus => return Balance::Surplus(count - surplus),
+        Balance::Surplus(count) => surplus - count,
+    };
+    if difference == 0 { Balance::Even } else { Balance::Missing(difference) }
 }
 
 /// What the guard remembers of a lane.
@@ -348,10 +359,13 @@ impl Memory {
             *self = Memory::default();
         }
         let before = self.before.replace((*seen, now));
-        let uneven = seen.balance().filter(|balance| *balance != Balance::Even);
+        let balance = seen.balance().map(|balance| beyond(balance, self.surplus.count));
+        let uneven = balance.filter(|balance| *balance != Balance::Even);
         // What counts say has to stand for two rounds. What is settled is deleted from a redrive stream, by its host.
-        let unread = match self.uneven {
-            Some(Balance::Missing(_)) if !is_redrive => seen.trimmed_as_read(),
+        let unread = match (self.uneven, uneven) {
+            (Some(Balance::Missing(_)), Some(Balance::Missing(count))) if !is_redrive => {
+                count.min(seen.removed_by_others())
+            }
             _ => 0,
         };
         if !is_redrive {
@@ -370,15 +384,17 @@ impl Memory {
             {
                 alarms.push(Alarm::Missing { count });
             }
-            (Some(Balance::Surplus(_)), Some(Balance::Surplus(count))) if self.surplus.is_news(count, now) => {
-                alarms.push(Alarm::Surplus { count });
+            (Some(Balance::Surplus(_)), Some(Balance::Surplus(more))) => {
+                let count = self.surplus.count + more;
+                if self.surplus.is_news(count, now) {
+                    alarms.push(Alarm::Surplus { count });
+                }
             }
             _ => {}
         }
-        if uneven.is_none() && seen.balance().is_some() {
+        if balance == Some(Balance::Even) {
             self.texts.remove("missing");
-            self.texts.remove("surplus");
-            (self.missing, self.surplus) = Default::default();
+            self.missing = Said::default();
         }
         self.uneven = uneven;
         alarms
@@ -497,8 +513,13 @@ mod tests {
         assert_eq!(memory.compare(&missing, false, now), [Alarm::Missing { count: 40 }]);
         assert_eq!(memory.compare(&missing, false, now), []);
         let surplus = Audit { settled: 130, ..lane(100, 100, 100) };
+        let mut memory = Memory::default();
         assert_eq!(memory.compare(&surplus, false, now), []);
         assert_eq!(memory.compare(&surplus, false, now), [Alarm::Surplus { count: 30 }]);
+        // A surplus that shrinks is a loss.
+        let less = Audit { settled: 120, ..lane(100, 100, 100) };
+        assert_eq!(memory.compare(&less, false, now), []);
+        assert_eq!(memory.compare(&less, false, now), [Alarm::Missing { count: 10 }]);
         // A moment between two commands of somebody else is nothing.
         let mut memory = Memory::default();
         for seen in [missing, lane(100, 100, 100), missing, lane(100, 100, 100)] {

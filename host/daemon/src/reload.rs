@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cofferdam_streams::Pin;
-
 use cofferdam_sandbox::Digest;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
@@ -25,7 +23,7 @@ use crate::escape::safe_lines;
 use crate::mutants::planted;
 use crate::steps::as_lines;
 use crate::supervisor::{Note, Supervisor};
-use crate::versions::Versions;
+use crate::versions::{Pins, Versions};
 
 /// After an event, so that a burst of them is one look.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -90,7 +88,7 @@ pub(crate) struct Folder {
     supervisor: Arc<Supervisor>,
     versions: Arc<Versions>,
     /// The pins that the last look went by.
-    pins: BTreeMap<String, Pin>,
+    pins: Pins,
     memory: BTreeMap<String, Memory>,
     /// Status files, by plugin: what was written last.
     written: BTreeMap<String, String>,
@@ -105,7 +103,7 @@ impl Folder {
         supervisor: Arc<Supervisor>,
         versions: Arc<Versions>,
     ) -> Self {
-        let (memory, written, pins) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (memory, written, pins) = (BTreeMap::new(), BTreeMap::new(), Pins::default());
         Folder { dir, admission, supervisor, versions, pins, memory, written, unreadable: false }
     }
 
@@ -142,11 +140,14 @@ impl Folder {
         }
     }
 
-    /// What a pin that came or went is about is looked at again, though its bytes are the same.
-    fn follow(&mut self, pins: &BTreeMap<String, Pin>) {
+    /// What a pin that came or went is about is looked at again, though its bytes are the same; everything when Redis has lost what it knew.
+    fn follow(&mut self, pins: &Pins) {
         for memory in self.memory.values_mut() {
-            let changed = |plugin: &str| self.pins.get(plugin) != pins.get(plugin);
-            if memory.plugin().is_some_and(changed) || memory.told.as_deref().is_some_and(changed) {
+            let changed = |plugin: &str| self.pins.held.get(plugin) != pins.held.get(plugin);
+            if self.pins.emptied != pins.emptied
+                || memory.plugin().is_some_and(changed)
+                || memory.told.as_deref().is_some_and(changed)
+            {
                 memory.tried = None;
             }
         }

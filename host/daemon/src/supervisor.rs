@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::approval::Asks;
 use crate::approval::cycles;
 use crate::clock;
 use crate::manifest::{Manifest, StartRule, Subscribed};
@@ -310,6 +311,13 @@ impl Supervisor {
         let others = inner.running.values().map(|running| &running.version.manifest);
         let others = others.filter(|other| other.name != manifest.name).chain([manifest]);
         cycles(manifest, &others.collect::<Vec<_>>())
+    }
+
+    /// What the version of a plugin that is here asks for, the circles that it closes included; `None` when there is none.
+    pub(crate) fn runs_as(&self, name: &str) -> Option<Asks> {
+        let manifest = self.locked().running.get(name)?.version.manifest.clone();
+        let cycles = self.cycles(&manifest);
+        Some(Asks::of(&manifest, cycles))
     }
 
     /// The digest of a plugin's live version.

@@ -53,7 +53,16 @@ pub(crate) struct Versions {
     /// Where those are that Redis does not keep.
     dir: PathBuf,
     inner: Mutex<Inner>,
-    pins: watch::Sender<BTreeMap<String, Pin>>,
+    pins: watch::Sender<Pins>,
+}
+
+/// What the folder is looked at by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pins {
+    /// The version that each plugin is held to.
+    pub(crate) held: BTreeMap<String, Pin>,
+    /// How often Redis was found to hold other data than before.
+    pub(crate) emptied: u64,
 }
 
 #[derive(Default)]
@@ -64,12 +73,14 @@ struct Inner {
     live: BTreeMap<String, String>,
     /// Versions of which nothing has to be asked any more: they have proved themselves, or have nothing before them.
     settled: BTreeSet<String>,
+    /// The mark of the data that Redis held when it was asked last.
+    mark: Option<String>,
 }
 
 impl Versions {
     pub(crate) fn new(store: Store, consumer: Arc<str>, data_dir: &std::path::Path) -> Self {
         let (dir, inner) = (data_dir.join("versions"), Mutex::default());
-        Versions { store, consumer, dir, inner, pins: watch::channel(BTreeMap::new()).0 }
+        Versions { store, consumer, dir, inner, pins: watch::channel(Pins::default()).0 }
     }
 
     fn locked(&self) -> MutexGuard<'_, Inner> {
@@ -82,13 +93,13 @@ impl Versions {
     }
 
     /// Hears of pins that come and go.
-    pub(crate) fn pins(&self) -> watch::Receiver<BTreeMap<String, Pin>> {
+    pub(crate) fn pins(&self) -> watch::Receiver<Pins> {
         self.pins.subscribe()
     }
 
     /// The version that a plugin is held to, if it is.
     pub(crate) fn pin(&self, plugin: &str) -> Option<Pin> {
-        self.pins.borrow().get(plugin).cloned()
+        self.pins.borrow().held.get(plugin).cloned()
     }
 
     /// A version is about to go live: its files are kept, its deliveries are counted, and what was charged under versions that were
@@ -225,12 +236,29 @@ impl Versions {
         Ok(())
     }
 
-    /// Asks Redis which plugins are pinned.
+    /// Asks Redis which plugins are pinned. Where it has lost its data, what this host knows of holds, and is noted again: a version that
+    /// somebody took back does not run because a Redis was emptied.
     pub(crate) async fn hear_pins(&self) -> Result<(), StreamError> {
-        let pins = self.store.pins().await?;
+        let mut held = self.store.pins().await?;
+        let mark = self.store.mark(&uuid::Uuid::new_v4().to_string()).await?;
+        let emptied = self.locked().mark.replace(mark.clone()).is_some_and(|before| before != mark);
+        if emptied {
+            tracing::error!(
+                "redis holds other data than before: it was emptied, or another one has taken its place. What plugins are held to and what they are \
+                 allowed is noted again as this host knows it; approvals by name, versions to go back to and dead letters are gone"
+            );
+            let known = self.pins.borrow().held.clone();
+            for (plugin, pin) in known {
+                if !held.contains_key(&plugin) {
+                    self.store.pin_again(&plugin, &pin).await?;
+                    held.insert(plugin, pin);
+                }
+            }
+        }
         self.pins.send_if_modified(|known| {
-            let changed = *known != pins;
-            *known = pins;
+            let changed = emptied || known.held != held;
+            known.held = held;
+            known.emptied += u64::from(emptied);
             changed
         });
         Ok(())
@@ -282,7 +310,7 @@ impl Versions {
         let act =
             Act { at: &at, who: &pin.by, verb: "rollback", what: &what, why: &why, plugin, digest: &before.digest };
         self.store.pin(plugin, &pin, &act).await?;
-        self.pins.send_modify(|pins| drop(pins.insert(plugin.to_owned(), pin)));
+        self.pins.send_modify(|pins| drop(pins.held.insert(plugin.to_owned(), pin)));
         Ok(())
     }
 }

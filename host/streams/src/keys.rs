@@ -11,6 +11,9 @@ pub(crate) const TRIMMED_KEY: &str = "cofferdam:trimmed";
 /// The prefix of the reports of live hosts.
 pub(crate) const HOST_PREFIX: &str = "cofferdam:host:";
 
+/// A mark that is gone with everything else when Redis is emptied.
+pub(crate) const MARK_KEY: &str = "cofferdam:mark";
+
 /// Which plugins are held to a version, and why.
 pub(crate) const PINS_KEY: &str = "cofferdam:pins";
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use cofferdam_model::trial::Fared;
 use serde::{Deserialize, Serialize};
 
-use crate::keys::{PINS_KEY, version_key, versions_key};
+use crate::keys::{MARK_KEY, PINS_KEY, version_key, versions_key};
 use crate::operator_log::Act;
 use crate::{Store, StreamError};
 
@@ -191,6 +191,29 @@ impl Store {
         let fields: HashMap<String, String> = self.query(redis::cmd("HGETALL").arg(PINS_KEY)).await?;
         let read = |(plugin, text): (String, String)| Some((plugin, serde_json::from_str(&text).ok()?));
         Ok(fields.into_iter().filter_map(read).collect())
+    }
+
+    /// The mark of the data that this Redis holds, `fresh` if it had none: another one than before says that it was emptied, or that
+    /// another Redis has taken its place. To be asked for after what it is to vouch for.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn mark(&self, fresh: &str) -> Result<String, StreamError> {
+        let get = || redis::cmd("GET").arg(MARK_KEY).to_owned();
+        if let Some(mark) = self.query(&get()).await? {
+            return Ok(mark);
+        }
+        let _: Option<String> = self.query(redis::cmd("SET").arg(MARK_KEY).arg(fresh).arg("NX")).await?;
+        self.query(&get()).await
+    }
+
+    /// Notes a pin again that Redis has lost, unless the plugin has one.
+    ///
+    /// # Errors
+    /// Whatever Redis answers.
+    pub async fn pin_again(&self, plugin: &str, pin: &Pin) -> Result<(), StreamError> {
+        let text = serde_json::to_string(pin).expect("strings and numbers always serialize");
+        self.query(redis::cmd("HSETNX").arg(PINS_KEY).arg(plugin).arg(text)).await
     }
 
     /// Pins a plugin to a version, marks the one that it replaces as bad, and writes the act down: all or nothing.
