@@ -97,12 +97,8 @@ fn two_processes_share_the_load_and_each_does_a_part_of_it() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("concurrency = 1\n");
     let _hosts = [place.host(&redis, 1), place.host(&redis, 2)];
-    wait_until("both are there", || {
-        redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]).lines().count() == 2
-    });
-    wait_until("the group is there", || {
-        redis.cli(&["XINFO", "GROUPS", "stream:in"]).contains("group:actor")
-    });
+    wait_until("both are there", || redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]).lines().count() == 2);
+    wait_until("the group is there", || redis.cli(&["XINFO", "GROUPS", "stream:in"]).contains("group:actor"));
     let total = 3_000;
     for chunk in 0..30 {
         publish(

@@ -107,6 +107,13 @@ fn a_user_with_what_doctor_and_the_documents_name_in_one_line_can_run_a_host() {
     suffices(&redis, "granted", &line[4..]);
 }
 
+/// What `plugins` says of a lane that is refused something.
+const TRIED_AGAIN: &str = "tried again and again: redis denies access";
+
+fn plugins(redis: &Redis) -> String {
+    String::from_utf8_lossy(&cofferdam(&["plugins", "--redis", &redis.url()]).stdout).into_owned()
+}
+
 /// Takes a right away from a host that is at work, gives it back, and looks at what that cost.
 fn without(taken: &[&str], given_back: &[&str]) {
     let (redis, place) = (Redis::start(), Place::new());
@@ -116,6 +123,7 @@ fn without(taken: &[&str], given_back: &[&str]) {
     let ((), published) = under_load(&redis, emit, |_| {
         assert_eq!(redis.cli(&[&["ACL", "SETUSER", "host"], taken].concat()), "OK");
         comes_true(Duration::from_secs(10), || is_alarmed(&host, &["denies access"]));
+        wait_until("`plugins` says why it does not go on", || plugins(&redis).contains(TRIED_AGAIN));
         std::thread::sleep(Duration::from_millis(1_500));
         // Whatever is acknowledged has its output.
         let acked = of_group(&redis, "entries-read").unwrap() - of_group(&redis, "pending").unwrap();
@@ -128,6 +136,7 @@ fn without(taken: &[&str], given_back: &[&str]) {
         Outputs::of(&redis).missing(0..published).is_empty() || !dead(&redis).is_empty()
     });
     wait_until("all is settled", || is_settled(&redis));
+    wait_until("`plugins` says that it goes on", || !plugins(&redis).contains(TRIED_AGAIN));
     let outputs = Outputs::of(&redis);
     println!(
         "without {taken:?}: {published} published, {} missing, {} doubled, {} dead letters, {} retried",

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cofferdam_delivery::{Bells, Counters, Counts, DeliveryConfig, Gate, Lane, LaneParts, Mode, PluginBreaker, Reader};
+use cofferdam_delivery::{
+    Bells, Counters, Counts, DeliveryConfig, Doing, Gate, Lane, LaneParts, Mode, PluginBreaker, Reader,
+};
 use cofferdam_streams::{LaneKeys, Store, redrive_stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -402,8 +404,19 @@ impl Supervisor {
                 true => note.detail,
                 false => {
                     let held_back = running.lanes.values().map(|lane| lane.counters.held_back());
+                    let troubles = running.lanes.iter().flat_map(|(stream, lane)| {
+                        let of = lane.counters.troubles().into_iter();
+                        of.map(move |(doing, why)| match doing {
+                            Doing::Reading => format!("cannot read {stream}; tried again and again: {why}"),
+                            Doing::Settling => {
+                                format!("cannot settle what it read of {stream}; tried again and again: {why}")
+                            }
+                            Doing::Renewing => format!("cannot renew the leases of what it holds of {stream}: {why}"),
+                        })
+                    });
                     let alarms = inner.alarms.get(name).into_iter().flatten().cloned();
                     held_back
+                        .chain(troubles)
                         .chain([running.held.clone(), note.detail])
                         .chain(alarms)
                         .filter(|text| !text.is_empty())

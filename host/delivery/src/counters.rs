@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cofferdam_model::ReasonCode;
 use cofferdam_streams::Settled;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 /// What one lane has done since the host started.
 #[derive(Debug, Default)]
@@ -24,7 +26,30 @@ pub struct Counters {
     reasons: Mutex<BTreeMap<ReasonCode, u64>>,
     /// Why the lane does not read at the moment; empty when it does.
     held_back: Mutex<String>,
+    /// What it cannot do at the moment, or could not of late.
+    troubles: Mutex<BTreeMap<Doing, Trouble>>,
 }
+
+/// What a lane asks of Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doing {
+    /// Reading: new entries, due retries, what a dead host held.
+    Reading,
+    /// Writing what deliveries came to.
+    Settling,
+    /// Renewing the leases of what it holds.
+    Renewing,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    why: String,
+    said: Instant,
+    stands: bool,
+}
+
+/// The same trouble is said again after this long.
+const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// The counters at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +115,30 @@ impl Counters {
         self.held_back.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
+    /// This is refused, and tried again. Whether it is worth a line of the log: a lane tries every few seconds for as long as it takes.
+    pub fn fails(&self, doing: Doing, why: String) -> bool {
+        let mut troubles = self.troubles.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = Instant::now();
+        let before = troubles.get(&doing).filter(|trouble| trouble.why == why && now - trouble.said < SAID_AGAIN_AFTER);
+        let said = before.map_or(now, |trouble| trouble.said);
+        let is_news = before.is_none();
+        troubles.insert(doing, Trouble { why, said, stands: true });
+        is_news
+    }
+
+    /// This is done again.
+    pub fn works(&self, doing: Doing) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        troubles.get_mut(&doing).into_iter().for_each(|trouble| trouble.stands = false);
+    }
+
+    /// What cannot be done at the moment, and why.
+    pub fn troubles(&self) -> Vec<(Doing, String)> {
+        let troubles = self.troubles.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let standing = troubles.iter().filter(|(_, trouble)| trouble.stands);
+        standing.map(|(doing, trouble)| (*doing, trouble.why.clone())).collect()
+    }
+
     fn count_reason(&self, code: ReasonCode) {
         let mut reasons = self.reasons.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         *reasons.entry(code).or_default() += 1;
@@ -137,5 +186,22 @@ impl Counts {
         for (code, count) in &other.reasons {
             *self.reasons.entry(code.clone()).or_default() += count;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_said_once_and_stands_until_it_is_over() {
+        let counters = Counters::default();
+        let fails = |why: &str| counters.fails(Doing::Reading, why.to_owned());
+        assert_eq!([fails("no right"), fails("no right"), fails("no memory")], [true, false, true]);
+        assert_eq!(counters.troubles(), [(Doing::Reading, String::from("no memory"))]);
+        counters.works(Doing::Reading);
+        assert_eq!(counters.troubles(), []);
+        // One that comes and goes is not said each time.
+        assert!(!fails("no memory"));
     }
 }

@@ -15,7 +15,7 @@ pub mod pipeline;
 mod runner;
 mod suspects;
 
-pub use counters::{Counters, Counts};
+pub use counters::{Counters, Counts, Doing};
 pub use doorbell::Bells;
 pub use lane::{DeliveryConfig, Gate, Lane, LaneParts, Mode, PARKED_MAX, PluginBreaker};
 pub use pipeline::Reader;

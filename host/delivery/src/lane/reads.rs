@@ -9,6 +9,7 @@ use cofferdam_streams::{Ensured, LaneKeys, Look, RawEntry, Remedy, Start, Store,
 use tokio::time::Instant;
 
 use super::{Done, FETCH_MAX, Lane, PAUSE_MAX, PAUSE_MIN, SWEEP_EVERY};
+use crate::counters::Doing;
 use crate::pipeline::fresh;
 use crate::runner::iso;
 use crate::suspects::Noticed;
@@ -155,7 +156,9 @@ impl Lane {
                     "the group was lost and stands at its floor again; what was settled beyond the floor may repeat");
             }
             Err(error) => {
-                tracing::warn!(%plugin, stream = %keys.stream, %error, "cannot open the group yet");
+                if self.parts.counters.fails(Doing::Reading, error.to_string()) {
+                    tracing::warn!(%plugin, stream = %keys.stream, %error, "cannot open the group yet");
+                }
                 self.pause_reading();
                 return;
             }
@@ -295,20 +298,18 @@ impl Lane {
         self.watch.forget(Instant::now(), self.parts.delivery.lease);
         self.suspects.clear();
         self.end_probe(None);
-        match error.remedy() {
-            Remedy::RecreateGroup => {
-                tracing::error!(%plugin, %stream, %error, "the group is gone; creating it again at its floor");
-                self.opened = false;
-            }
-            Remedy::Repeat => {
-                tracing::warn!(%plugin, %stream, %error, "cannot read; trying again");
-                self.pause_reading();
-            }
-            Remedy::StopReading | Remedy::Operator => {
-                tracing::error!(%plugin, %stream, %error, "cannot read; trying again");
-                self.pause_reading();
+        if error.remedy() == Remedy::RecreateGroup {
+            tracing::error!(%plugin, %stream, %error, "the group is gone; creating it again at its floor");
+            self.opened = false;
+            return;
+        }
+        if self.parts.counters.fails(Doing::Reading, error.to_string()) {
+            match error.remedy() {
+                Remedy::Repeat => tracing::warn!(%plugin, %stream, %error, "cannot read; trying again"),
+                _ => tracing::error!(%plugin, %stream, %error, "cannot read; trying again"),
             }
         }
+        self.pause_reading();
     }
 
     pub(super) fn pause_reading(&mut self) {
@@ -317,6 +318,7 @@ impl Lane {
     }
 
     pub(super) fn resume_reading(&mut self) {
+        self.parts.counters.works(Doing::Reading);
         self.pause = PAUSE_MIN;
         self.read_after = Instant::now();
     }

@@ -10,6 +10,7 @@ use cofferdam_streams::{Decided, Holding, LaneKeys, Remedy, SettleContext, Settl
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Done, Lane, Mode, PAUSE_MAX, PAUSE_MIN, SETTLES_MAX};
+use crate::counters::{Counters, Doing};
 use crate::runner::{Surroundings, iso};
 
 /// Messages of one settle, and its bytes: beyond them Redis is busy for too long at a time.
@@ -85,11 +86,11 @@ impl Lane {
         self.first_decided = (!self.decided.is_empty()).then(Instant::now);
         self.settles += 1;
         let (store, keys, consumer) = self.for_redis();
-        let (surroundings, host, own, tenure) =
-            (self.parts.surroundings.clone(), self.parts.gate.clone(), self.own_gate.clone(), self.tenure());
+        let (surroundings, counters) = (self.parts.surroundings.clone(), self.parts.counters.clone());
+        let (host, own, tenure) = (self.parts.gate.clone(), self.own_gate.clone(), self.tenure());
         self.begin(async move {
-            let gates = Gates { host: &host, own: &own };
-            Done::Settled(settle_until_taken(&store, &keys, (&consumer, tenure), &*surroundings, gates, batch).await)
+            let told = Told { host: &host, own: &own, counters: &counters };
+            Done::Settled(settle_until_taken(&store, &keys, (&consumer, tenure), &*surroundings, told, batch).await)
         });
     }
 
@@ -135,6 +136,9 @@ impl Lane {
             .filter(|(_, held)| now - held.renewed > old)
             .map(|(id, held)| (*id, held.token))
             .collect();
+        if held.is_empty() {
+            self.parts.counters.works(Doing::Renewing);
+        }
         if held.is_empty() || self.renewing {
             return;
         }
@@ -151,6 +155,7 @@ impl Lane {
         let (plugin, stream) = (&self.parts.plugin, &self.parts.keys.stream);
         match renewed {
             Ok(mut lost) => {
+                self.parts.counters.works(Doing::Renewing);
                 // What was settled meanwhile is not lost.
                 lost.retain(|id| self.in_flight.contains_key(id));
                 let now = Instant::now();
@@ -164,7 +169,11 @@ impl Lane {
                         "leases were lost to another host; what these deliveries bring is refused");
                 }
             }
-            Err(error) => tracing::warn!(%plugin, %stream, %error, "cannot renew leases"),
+            Err(error) => {
+                if self.parts.counters.fails(Doing::Renewing, error.to_string()) {
+                    tracing::warn!(%plugin, %stream, %error, "cannot renew leases");
+                }
+            }
         }
     }
 
@@ -192,11 +201,12 @@ impl Lane {
     }
 }
 
-/// The gates that a refused settle closes.
+/// Whoever is told of a refused settle: the gates, and the lane's counters.
 #[derive(Clone, Copy)]
-struct Gates<'a> {
+struct Told<'a> {
     host: &'a Gate,
     own: &'a Gate,
+    counters: &'a Counters,
 }
 
 /// Settles a batch, however long Redis takes to be able to: the fence makes it safe to send the same again.
@@ -205,7 +215,7 @@ async fn settle_until_taken(
     keys: &LaneKeys,
     (consumer, tenure): (&str, Option<Tenure>),
     surroundings: &dyn Surroundings,
-    gates: Gates<'_>,
+    told: Told<'_>,
     batch: Vec<Decided>,
 ) -> SettledBatch {
     let mut pause = PAUSE_MIN;
@@ -230,21 +240,30 @@ async fn settle_until_taken(
         reached = cx.tenure;
         let Err(error) = outcome else {
             closed.inspect(|gate: &&Gate| gate.open());
+            told.counters.works(Doing::Settling);
             return ended(results, false);
         };
+        // The group is gone and with it our hold on these entries; they come again from the floor.
+        if error.remedy() == Remedy::RecreateGroup {
+            tracing::error!(stream = %keys.stream, group = %keys.group, %error, "cannot settle");
+            told.counters.works(Doing::Settling);
+            return ended(results, true);
+        }
+        let is_news = told.counters.fails(Doing::Settling, error.to_string());
         match error.remedy() {
-            // The group is gone and with it our hold on these entries; they come again from the floor.
-            Remedy::RecreateGroup => {
-                tracing::error!(stream = %keys.stream, group = %keys.group, %error, "cannot settle");
-                return ended(results, true);
+            Remedy::Repeat | Remedy::RecreateGroup => {
+                if is_news {
+                    tracing::warn!(stream = %keys.stream, %error, "cannot settle; trying again");
+                }
             }
-            Remedy::Repeat => tracing::warn!(stream = %keys.stream, %error, "cannot settle; trying again"),
             remedy @ (Remedy::StopReading | Remedy::Operator) => {
                 // A server that takes no writes concerns every lane; whatever else an operator must mend, this one alone.
-                let gate = if remedy == Remedy::StopReading { gates.host } else { gates.own };
+                let gate = if remedy == Remedy::StopReading { told.host } else { told.own };
                 gate.close(Instant::now() + pause * 2 + Duration::from_secs(1));
                 closed = Some(gate);
-                tracing::error!(stream = %keys.stream, %error, "cannot settle; reading has stopped until it is taken");
+                if is_news {
+                    tracing::error!(stream = %keys.stream, %error, "cannot settle; reading has stopped until it is taken");
+                }
             }
         }
         sleep(pause).await;
