@@ -1,4 +1,4 @@
-use cofferdam_tests::{Place, Redis, cofferdam, cofferdam_in, errors, publish, wait_until};
+use cofferdam_tests::{Place, Redis, cofferdam, cofferdam_in, errors, program, publish, wait_until};
 
 #[test]
 fn the_demo_tells_its_story_and_ends_with_nothing_lost_and_nothing_doubled() {
@@ -83,4 +83,22 @@ fn a_plugin_whose_manifest_gives_no_name_is_deployed_and_seen_as_live() {
         cofferdam(&["deploy", wasm.to_str().unwrap(), "--data", host.data.to_str().unwrap(), "--wait", "20s"]);
     assert!(deployed.status.success(), "{}", errors(&deployed));
     assert!(String::from_utf8_lossy(&deployed.stdout).contains("nameless"));
+}
+
+#[test]
+fn output_that_cannot_be_written_ends_with_1_and_a_reader_who_has_gone_away_with_0() {
+    let place = Place::new();
+    place.put_actor("");
+    let inspect = |out: std::process::Stdio| {
+        let mut command = std::process::Command::new(program());
+        command.args(["inspect", "--json"]).arg(place.plugins().join("actor.wasm")).stdout(out);
+        command.env("XDG_CONFIG_HOME", place.plugins()).stderr(std::process::Stdio::piped()).output().unwrap()
+    };
+    let full = inspect(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into());
+    assert_eq!(full.status.code(), Some(1), "{}", errors(&full));
+    assert!(errors(&full).contains("cannot write to standard output: No space left"), "{}", errors(&full));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let left = inspect(writer.into());
+    assert_eq!((left.status.code(), errors(&left).as_str()), (Some(0), ""));
 }
