@@ -267,3 +267,13 @@ fn large_entries_are_read_ahead_by_their_bytes() {
     assert!((2..=67).contains(&most), "{most} of them were in hand at once");
     drop(host);
 }
+
+#[test]
+fn a_value_out_of_its_bounds_is_refused_with_the_bound_and_not_changed() {
+    let place = Place::new();
+    place.put_actor("retries = 1001\n");
+    let wasm = place.plugins().join("actor.wasm");
+    let output = cofferdam_in(place.directory.path(), &["inspect", wasm.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2), "{}", errors(&output));
+    assert!(errors(&output).contains("write 0 to 1000"), "{}", errors(&output));
+}

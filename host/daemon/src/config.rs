@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use cofferdam_delivery::DeliveryConfig;
 use cofferdam_model::StreamPattern;
+use cofferdam_model::route::check_stream_name;
 use cofferdam_sandbox::Limits;
 use cofferdam_streams::Retention;
 use serde::Deserialize;
@@ -125,6 +126,8 @@ const CEILING: Limits = Limits {
 };
 /// Threads of one plugin, whatever its manifest asks for.
 const THREADS_MAX: usize = 256;
+/// Deliveries of one plugin and stream that a host may hold.
+const IN_FLIGHT_MAX: usize = 50_000;
 
 /// What an operator grants a plugin at most.
 #[derive(Clone, Debug)]
@@ -246,6 +249,9 @@ impl Config {
         }
         let budget = |(name, own): (&String, &RawStream)| Some((name.clone(), own.bytes?.0));
         let budgets = raw.streams.iter().filter_map(budget).collect();
+        for name in raw.streams.keys() {
+            check_stream_name(name).map_err(|error| Usage(format!("[streams.{name:?}]: {error}")))?;
+        }
         let retentions = raw.streams.into_iter().map(|(name, own)| {
             let default = Retention::default();
             let entries = own.keep.unwrap_or(default.entries);
@@ -257,10 +263,16 @@ impl Config {
                 "[delivery] lease = {lease:?} is too short: below 500ms a busy machine loses leases it still uses"
             )));
         }
+        let in_flight_max = raw.delivery.in_flight.unwrap_or(2_048);
+        if !(1..=IN_FLIGHT_MAX).contains(&in_flight_max) {
+            bail!(Usage(format!(
+                "[delivery] in-flight = {in_flight_max} is out of its bounds; write 1 to {IN_FLIGHT_MAX}"
+            )));
+        }
         let delivery = DeliveryConfig {
             lease,
             grace: raw.delivery.grace.map_or(Duration::from_secs(10), |span| span.0),
-            in_flight_max: raw.delivery.in_flight.unwrap_or(2_048).clamp(1, 50_000),
+            in_flight_max,
             in_flight_bytes_max: raw.delivery.in_flight_bytes.map_or(64 << 20, |bytes| bytes.0),
         };
         let data_dir = match overrides.data.clone().or(raw.data.dir) {
@@ -496,6 +508,10 @@ mod tests {
         assert!(error("[policy.default]\ninstances = [\"old\"]").contains("\"fresh\", \"reuse\""));
         assert!(error("[delivery]\nlease = \"1ms\"").contains("too short"));
         assert!(error("[plugins.classify]\nconfg = 1").contains("confg"));
+        for wrong in [0, 60_000] {
+            assert!(error(&format!("[delivery]\nin-flight = {wrong}")).contains("write 1 to 50000"));
+        }
+        assert!(error("[streams.\"a b\"]\nkeep = 5").contains("[streams.\"a b\"]"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use cofferdam_model::EntryId;
+use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A number of bytes: `1048576`, `64KiB`, `1MiB`, `2GiB`, `10MB`.
@@ -120,18 +121,24 @@ impl fmt::Display for Bytes {
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Number(u64),
-            Text(String),
+        struct Written;
+        impl Visitor<'_> for Written {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as 64MiB, or a number of bytes")
+            }
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Bytes, E> {
+                u64::try_from(bytes).map(Bytes).map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+            }
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Bytes, E> {
+                Ok(Bytes(bytes))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+                let wrong = || E::custom(format!("{text:?} is not a size: write 64MiB, 512KiB or a number of bytes"));
+                parse_bytes(text).map(Bytes).ok_or_else(wrong)
+            }
         }
-        match Written::deserialize(deserializer)? {
-            Written::Number(bytes) => Ok(Bytes(bytes)),
-            Written::Text(text) => parse_bytes(&text).map(Bytes).ok_or_else(|| {
-                serde::de::Error::custom(format!("{text:?} is not a size: write 64MiB, 512KiB or a number of bytes"))
-            }),
-        }
+        deserializer.deserialize_any(Written)
     }
 }
 

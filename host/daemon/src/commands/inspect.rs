@@ -87,7 +87,7 @@ fn look(config: &Config, args: &Args) -> Result<Found> {
         true => None,
         false => {
             let place = files.manifest.as_deref().unwrap_or(&args.file);
-            let parsed = Manifest::parse(&candidate.manifest, stem);
+            let parsed = Manifest::written(&candidate.manifest, stem);
             Some(parsed.with_context(|| format!("in {}", place.display()))?.0)
         }
     };
