@@ -102,3 +102,28 @@ fn output_that_cannot_be_written_ends_with_1_and_a_reader_who_has_gone_away_with
     let left = inspect(writer.into());
     assert_eq!((left.status.code(), errors(&left).as_str()), (Some(0), ""));
 }
+
+#[test]
+fn a_plugin_or_a_stream_that_is_not_there_is_named_and_ends_with_1() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    let data = host.data.to_str().unwrap();
+    let says = |arguments: &[&str]| cofferdam(&[arguments, &["--data", data]].concat());
+    let told = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    wait_until("the host has reported", || told(&says(&["plugins"])).contains("running"));
+    redis.cli(&["SET", "stream:word", "x"]);
+
+    let both = says(&["plugins", "actor", "nope"]);
+    assert_eq!(both.status.code(), Some(1));
+    assert!(told(&both).contains("running") && errors(&both).contains("no host runs a plugin \"nope\""));
+    let json = says(&["plugins", "nope", "--json"]);
+    assert_eq!((json.status.code(), told(&json).trim()), (Some(1), "[]"));
+    assert!(!told(&says(&["plugins", "nope"])).contains("no plugins"));
+
+    let streams = says(&["streams", "stream:in", "nope", "stream:word"]);
+    assert_eq!(streams.status.code(), Some(1));
+    assert!(told(&streams).contains("group:actor") && errors(&streams).contains("there is no stream nope"));
+    assert!(errors(&streams).contains("stream:word is a string and not a stream"), "{}", errors(&streams));
+    assert!(!told(&says(&["streams", "nope"])).contains("no streams yet"));
+}
