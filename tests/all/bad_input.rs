@@ -292,3 +292,16 @@ fn a_value_out_of_its_bounds_is_refused_with_the_bound_and_not_changed() {
     assert_eq!(output.status.code(), Some(2), "{}", errors(&output));
     assert!(errors(&output).contains("write 0 to 1000"), "{}", errors(&output));
 }
+
+#[test]
+fn a_log_filter_that_is_not_understood_is_told() {
+    let place = Place::new();
+    let output = std::process::Command::new(program())
+        .arg("status")
+        .env("COFFERDAM_LOG", "a=b=c")
+        .env("XDG_CONFIG_HOME", place.directory.path())
+        .env("XDG_STATE_HOME", place.directory.path())
+        .output()
+        .unwrap();
+    assert!(errors(&output).contains("COFFERDAM_LOG=\"a=b=c\" is not understood"), "{}", errors(&output));
+}

@@ -1,4 +1,6 @@
-use cofferdam_tests::{Place, Redis, cofferdam, cofferdam_in, errors, program, publish, wait_until};
+use std::time::Duration;
+
+use cofferdam_tests::{Place, Redis, cofferdam, cofferdam_in, comes_true, errors, program, publish, wait_until};
 
 #[test]
 fn the_demo_tells_its_story_and_ends_with_nothing_lost_and_nothing_doubled() {
@@ -126,4 +128,33 @@ fn a_plugin_or_a_stream_that_is_not_there_is_named_and_ends_with_1() {
     assert!(told(&streams).contains("group:actor") && errors(&streams).contains("there is no stream nope"));
     assert!(errors(&streams).contains("stream:word is a string and not a stream"), "{}", errors(&streams));
     assert!(!told(&says(&["streams", "nope"])).contains("no streams yet"));
+}
+
+#[test]
+fn a_log_in_json_is_one_object_a_line_from_the_first_one_on() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let log = place.directory.path().join("log");
+    let mut host = std::process::Command::new(program())
+        .args(["run", "--log-format", "json", "--redis", &redis.url(), "--data"])
+        .arg(place.directory.path().join("data"))
+        .arg("--plugins")
+        .arg(place.plugins())
+        .env("XDG_CONFIG_HOME", place.directory.path())
+        .env_remove("COFFERDAM_LOG")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let text = || std::fs::read_to_string(&log).unwrap();
+    let runs = comes_true(Duration::from_secs(60), || text().contains("is running"));
+    host.kill().unwrap();
+    host.wait().unwrap();
+    assert!(runs, "{}", text());
+    for line in text().lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+    let said = text();
+    let banner = said.lines().find(|line| line.contains("cofferdam is running")).unwrap();
+    assert!(banner.contains("\"plugins\":") && banner.contains("\"redis\":"), "{banner}");
 }
