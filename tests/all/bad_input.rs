@@ -267,3 +267,41 @@ fn large_entries_are_read_ahead_by_their_bytes() {
     assert!((2..=67).contains(&most), "{most} of them were in hand at once");
     drop(host);
 }
+
+#[test]
+fn a_redis_that_cannot_be_used_is_named_and_a_wrong_url_ends_with_2_and_the_forms_of_one() {
+    let place = Place::new();
+    let status = |url: &str| cofferdam_in(place.directory.path(), &["status", "--redis", url]);
+    let away = status("redis://me:hunter2@127.0.0.1:1");
+    assert_eq!(away.status.code(), Some(3), "{}", errors(&away));
+    assert!(errors(&away).contains("cannot use the redis at redis://…@127.0.0.1:1"), "{}", errors(&away));
+    for wrong in ["127.0.0.1:6379", "", "redis+sentinel://127.0.0.1"] {
+        let output = status(wrong);
+        let text = errors(&output);
+        assert_eq!(output.status.code(), Some(2), "{wrong}: {text}");
+        assert!(text.contains("redis://host:port/db, redis+unix:///path, or redis+sentinel://"), "{wrong}: {text}");
+    }
+}
+
+#[test]
+fn a_value_out_of_its_bounds_is_refused_with_the_bound_and_not_changed() {
+    let place = Place::new();
+    place.put_actor("retries = 1001\n");
+    let wasm = place.plugins().join("actor.wasm");
+    let output = cofferdam_in(place.directory.path(), &["inspect", wasm.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2), "{}", errors(&output));
+    assert!(errors(&output).contains("write 0 to 1000"), "{}", errors(&output));
+}
+
+#[test]
+fn a_log_filter_that_is_not_understood_is_told() {
+    let place = Place::new();
+    let output = std::process::Command::new(program())
+        .arg("status")
+        .env("COFFERDAM_LOG", "a=b=c")
+        .env("XDG_CONFIG_HOME", place.directory.path())
+        .env("XDG_STATE_HOME", place.directory.path())
+        .output()
+        .unwrap();
+    assert!(errors(&output).contains("COFFERDAM_LOG=\"a=b=c\" is not understood"), "{}", errors(&output));
+}

@@ -1,4 +1,6 @@
-use cofferdam_tests::{Place, Redis, cofferdam, cofferdam_in, errors, program, publish, wait_until};
+use std::time::Duration;
+
+use cofferdam_tests::{Place, Redis, cofferdam, cofferdam_in, comes_true, errors, program, publish, wait_until};
 
 #[test]
 fn the_demo_tells_its_story_and_ends_with_nothing_lost_and_nothing_doubled() {
@@ -114,4 +116,76 @@ fn a_plugin_whose_manifest_gives_no_name_is_deployed_and_seen_as_live() {
         cofferdam(&["deploy", wasm.to_str().unwrap(), "--data", host.data.to_str().unwrap(), "--wait", "20s"]);
     assert!(deployed.status.success(), "{}", errors(&deployed));
     assert!(String::from_utf8_lossy(&deployed.stdout).contains("nameless"));
+}
+
+#[test]
+fn output_that_cannot_be_written_ends_with_1_and_a_reader_who_has_gone_away_with_0() {
+    let place = Place::new();
+    place.put_actor("");
+    let inspect = |out: std::process::Stdio| {
+        let mut command = std::process::Command::new(program());
+        command.args(["inspect", "--json"]).arg(place.plugins().join("actor.wasm")).stdout(out);
+        command.env("XDG_CONFIG_HOME", place.plugins()).stderr(std::process::Stdio::piped()).output().unwrap()
+    };
+    let full = inspect(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into());
+    assert_eq!(full.status.code(), Some(1), "{}", errors(&full));
+    assert!(errors(&full).contains("cannot write to standard output: No space left"), "{}", errors(&full));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let left = inspect(writer.into());
+    assert_eq!((left.status.code(), errors(&left).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_plugin_or_a_stream_that_is_not_there_is_named_and_ends_with_1() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    let data = host.data.to_str().unwrap();
+    let says = |arguments: &[&str]| cofferdam(&[arguments, &["--data", data]].concat());
+    let told = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    wait_until("the host has reported", || told(&says(&["plugins"])).contains("running"));
+    redis.cli(&["SET", "stream:word", "x"]);
+
+    let both = says(&["plugins", "actor", "nope"]);
+    assert_eq!(both.status.code(), Some(1));
+    assert!(told(&both).contains("running") && errors(&both).contains("no host runs a plugin \"nope\""));
+    let json = says(&["plugins", "nope", "--json"]);
+    assert_eq!((json.status.code(), told(&json).trim()), (Some(1), "[]"));
+    assert!(!told(&says(&["plugins", "nope"])).contains("no plugins"));
+
+    let streams = says(&["streams", "stream:in", "nope", "stream:word"]);
+    assert_eq!(streams.status.code(), Some(1));
+    assert!(told(&streams).contains("group:actor") && errors(&streams).contains("there is no stream nope"));
+    assert!(errors(&streams).contains("stream:word is a string and not a stream"), "{}", errors(&streams));
+    assert!(!told(&says(&["streams", "nope"])).contains("no streams yet"));
+}
+
+#[test]
+fn a_log_in_json_is_one_object_a_line_from_the_first_one_on() {
+    let (redis, place) = (Redis::start(), Place::new());
+    let log = place.directory.path().join("log");
+    let mut host = std::process::Command::new(program())
+        .args(["run", "--log-format", "json", "--redis", &redis.url(), "--data"])
+        .arg(place.directory.path().join("data"))
+        .arg("--plugins")
+        .arg(place.plugins())
+        .env("XDG_CONFIG_HOME", place.directory.path())
+        .env_remove("COFFERDAM_LOG")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let text = || std::fs::read_to_string(&log).unwrap();
+    let runs = comes_true(Duration::from_secs(60), || text().contains("is running"));
+    host.kill().unwrap();
+    host.wait().unwrap();
+    assert!(runs, "{}", text());
+    for line in text().lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+    let said = text();
+    let banner = said.lines().find(|line| line.contains("cofferdam is running")).unwrap();
+    assert!(banner.contains("\"plugins\":") && banner.contains("\"redis\":"), "{banner}");
 }

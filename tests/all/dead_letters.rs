@@ -147,3 +147,28 @@ fn an_entry_that_was_gone_before_it_could_be_copied_is_not_sent_back_as_if_it_we
     assert!(host.stop() < Duration::from_secs(6));
     goes_back_only_when_told(&redis, "gone before it could be copied");
 }
+
+#[test]
+fn what_was_sent_back_and_settled_stands_in_streams_and_nothing_to_send_back_is_said() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("retries = 0\n");
+    let host = place.host(&redis, 1);
+    let nothing = dlq(&redis, &["redrive", "--all"]);
+    assert!(nothing.status.success() && said(&nothing).contains("nothing to do"), "{}", said(&nothing));
+    publish(&redis, "stream:in", [String::from(r#"{"do":"reject"}"#)].into_iter());
+    wait_until("it is dead", || redis.number(&["XLEN", DEAD]) == 1);
+    let first = ids(&redis);
+    assert!(dlq(&redis, &["redrive", "--all"]).status.success());
+    wait_until("it is dead again", || ids(&redis).len() == 1 && ids(&redis) != first);
+    let shows = |names: &[&str]| said(&cofferdam(&[&["streams"], names, &["--redis", &redis.url()]].concat()));
+    wait_until("the redrive stream is empty", || redis.number(&["XLEN", REDRIVE]) == 0);
+    for names in [[].as_slice(), &[REDRIVE]] {
+        let shown = shows(names);
+        let line = shown
+            .lines()
+            .skip_while(|line| !line.trim_start().starts_with(REDRIVE))
+            .find(|line| line.contains("  group:actor"));
+        assert!(line.is_some_and(|line| line.trim_end().ends_with('1')), "{names:?}:\n{shown}");
+    }
+    host.stop();
+}

@@ -73,3 +73,20 @@ fn nothing_that_it_says_reaches_the_terminal_raw() {
     assert!(page.contains("it logged"), "{page}");
     assert!(!page.contains('\u{1b}') && !page.contains('\u{7}') && !page.contains('\u{202e}'), "{page:?}");
 }
+
+#[test]
+fn code_that_never_ran_is_not_acquitted() {
+    let place = tempfile::Builder::new().prefix("cf-").tempdir().unwrap();
+    fs::write(place.path().join("unknown.wasm"), guest("test/actor.wasm")).unwrap();
+    fs::write(place.path().join("events.jsonl"), "{}\n").unwrap();
+    fs::write(place.path().join("empty.jsonl"), "").unwrap();
+    for (arguments, why) in [
+        (["--input", "empty.jsonl"].as_slice(), "the input holds no event"),
+        (&["--input", "events.jsonl", "--time", "0s"], "its time was up before the first event"),
+        (&["--input", "events.jsonl", "--stream", "a b"], "--stream"),
+    ] {
+        let output = cofferdam_in(place.path(), &[&["detonate", "unknown.wasm"], arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", errors(&output));
+        assert!(errors(&output).contains(why) && output.stdout.is_empty(), "{arguments:?}: {}", errors(&output));
+    }
+}

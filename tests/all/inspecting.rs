@@ -61,3 +61,20 @@ fn a_file_that_no_compiler_takes_is_looked_at_all_the_same_and_its_names_do_no_h
         "{shown}"
     );
 }
+
+#[test]
+fn limits_that_the_policy_cuts_and_a_sha256_of_another_file_are_told() {
+    let place = place(&guest("test/actor.wasm"));
+    let manifest = "sha256 = \"00\"\nsubscribe = [\"stream:in\"]\n[limits]\nmemory = \"1GiB\"\ndeadline = \"10m\"\n";
+    fs::write(place.path().join("plugin.toml"), manifest).unwrap();
+    let shown = inspect(&place, &[]);
+    for wanted in [
+        "memory 1.0 GiB is cut to 256.0 MiB; to grant it: [policy.plugins.plugin] memory = \"1GiB\"",
+        "deadline 10m is cut to 30s",
+        "not ready: the wasm's sha256 is ",
+    ] {
+        assert!(shown.contains(wanted), "{wanted} is missing:\n{shown}");
+    }
+    let folder = cofferdam_in(place.path(), &["inspect", "."]);
+    assert!(errors(&folder).contains("is a folder"), "{}", errors(&folder));
+}

@@ -123,3 +123,22 @@ fn a_trap_is_shown_with_its_backtrace_and_ends_the_command_with_one() {
     }
     assert!(complained.contains("2 messages ended in a fault"), "{complained}");
 }
+
+#[test]
+fn what_a_flag_asks_for_and_cannot_be_done_is_refused_and_not_passed_over() {
+    let place = place();
+    fs::write(place.path().join("log.jsonl"), "{\"eventid\":\"cowrie.login.failed\",\"src_ip\":\"203.0.113.7\"}\n")
+        .unwrap();
+    for flag in [["--junit", "x.xml"].as_slice(), &["--update"]] {
+        let (code, said, complained) = test(place.path(), &[&["normalize.wasm", "log.jsonl"], flag].concat());
+        assert_eq!(code, 2, "{said}{complained}");
+        assert!(complained.contains(flag[0]) && complained.contains("--cases FILE"), "{complained}");
+    }
+    let (code, _, complained) = test(place.path(), &["normalize.wasm", "log.jsonl", "--out", "/dev/full"]);
+    assert_eq!(code, 1);
+    assert!(complained.contains("cannot write /dev/full: No space left"), "{complained}");
+    fs::remove_file(place.path().join("ioc.toml")).unwrap();
+    let (code, _, complained) = test(place.path(), &["--chain", ".", "log.jsonl"]);
+    assert_eq!(code, 2, "{complained}");
+    assert!(complained.contains("ioc.wasm has no manifest") && complained.contains("write ioc.toml"), "{complained}");
+}

@@ -73,6 +73,7 @@ impl Files {
             wasm: wasm.into(),
             manifest,
             embedded,
+            from_files: true,
             signature: text(&self.signature)?,
             cases: text(&self.cases)?,
             ..Candidate::default()
@@ -90,6 +91,8 @@ pub(crate) struct Candidate {
     pub(crate) manifest: String,
     /// Whether the manifest came in the wasm and not beside it.
     pub(crate) embedded: bool,
+    /// Whether these are files as somebody wrote them, and not what a host has kept of a version.
+    pub(crate) from_files: bool,
     pub(crate) signature: Option<String>,
     pub(crate) cases: Option<String>,
     /// What its manifest says, once [`parsed`](Self::parsed) was asked.
@@ -114,7 +117,8 @@ impl Candidate {
     /// # Errors
     /// What is wrong with it.
     pub(crate) fn parsed(&self) -> Result<&(Manifest, Option<String>), &ManifestError> {
-        let parse = || Arc::new(Manifest::parse(&self.manifest, &self.file_name));
+        let read = if self.from_files { Manifest::written } else { Manifest::parse };
+        let parse = || Arc::new(read(&self.manifest, &self.file_name));
         self.parsed.get_or_init(parse).as_ref().as_ref()
     }
 
@@ -159,6 +163,9 @@ fn bounded(path: &Path, most: u64) -> Result<Vec<u8>, String> {
     let no_waiting = OFlags::NONBLOCK.bits().cast_signed();
     let file = fs::OpenOptions::new().read(true).custom_flags(no_waiting).open(path).map_err(cannot)?;
     let meta = file.metadata().map_err(cannot)?;
+    if meta.is_dir() {
+        return Err(format!("{} is a folder; name the file in it", path.display()));
+    }
     if !meta.is_file() {
         return Err(format!("{} is no file; take it away", path.display()));
     }
@@ -228,6 +235,7 @@ mod tests {
         let pipe = dir.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         assert!(bounded(&pipe, 10).unwrap_err().contains("is no file"));
+        assert!(bounded(dir.path(), 10).unwrap_err().contains("is a folder; name the file in it"));
         let file = dir.path().join("file");
         fs::write(&file, "eleven byte").unwrap();
         assert!(bounded(&file, 10).unwrap_err().contains("has 11 bytes, more than 10"));

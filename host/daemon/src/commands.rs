@@ -1,11 +1,12 @@
 //! One verb, one file: the list below is the list of features.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use cofferdam_streams::{HostReport, Store, StreamError};
 
 use crate::cli::Common;
 use crate::config::{Config, Overrides};
 use crate::exit::Environment;
+use crate::host::shown;
 use crate::run_file::RunFile;
 use crate::supervisor::PluginReport;
 
@@ -76,5 +77,6 @@ pub(crate) async fn find(common: &Common) -> Result<Found> {
         ))),
     };
     let host = host.filter(|host| host.redis == url);
-    Ok(Found { store: Store::connect(&url).await?, config, host })
+    let store = Store::connect(&url).await.with_context(|| format!("cannot use the redis at {}", shown(&url)))?;
+    Ok(Found { store, config, host })
 }

@@ -10,8 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use cofferdam_delivery::DeliveryConfig;
 use cofferdam_model::StreamPattern;
+use cofferdam_model::route::check_stream_name;
 use cofferdam_sandbox::Limits;
-use cofferdam_streams::Retention;
+use cofferdam_streams::{Retention, Store, StreamError};
 use serde::Deserialize;
 
 use crate::exit::Usage;
@@ -125,6 +126,8 @@ const CEILING: Limits = Limits {
 };
 /// Threads of one plugin, whatever its manifest asks for.
 const THREADS_MAX: usize = 256;
+/// Deliveries of one plugin and stream that a host may hold.
+const IN_FLIGHT_MAX: usize = 50_000;
 
 /// What an operator grants a plugin at most.
 #[derive(Clone, Debug)]
@@ -246,6 +249,9 @@ impl Config {
         }
         let budget = |(name, own): (&String, &RawStream)| Some((name.clone(), own.bytes?.0));
         let budgets = raw.streams.iter().filter_map(budget).collect();
+        for name in raw.streams.keys() {
+            check_stream_name(name).map_err(|error| Usage(format!("[streams.{name:?}]: {error}")))?;
+        }
         let retentions = raw.streams.into_iter().map(|(name, own)| {
             let default = Retention::default();
             let entries = own.keep.unwrap_or(default.entries);
@@ -257,18 +263,25 @@ impl Config {
                 "[delivery] lease = {lease:?} is too short: below 500ms a busy machine loses leases it still uses"
             )));
         }
+        let in_flight_max = raw.delivery.in_flight.unwrap_or(2_048);
+        if !(1..=IN_FLIGHT_MAX).contains(&in_flight_max) {
+            bail!(Usage(format!(
+                "[delivery] in-flight = {in_flight_max} is out of its bounds; write 1 to {IN_FLIGHT_MAX}"
+            )));
+        }
         let delivery = DeliveryConfig {
             lease,
             grace: raw.delivery.grace.map_or(Duration::from_secs(10), |span| span.0),
-            in_flight_max: raw.delivery.in_flight.unwrap_or(2_048).clamp(1, 50_000),
+            in_flight_max,
             in_flight_bytes_max: raw.delivery.in_flight_bytes.map_or(64 << 20, |bytes| bytes.0),
         };
+        let redis_url = redis_url(overrides.redis.as_deref(), raw.redis.url)?;
         let data_dir = match overrides.data.clone().or(raw.data.dir) {
             Some(dir) => dir,
             None => default_data_dir()?,
         };
         Ok(Config {
-            redis_url: overrides.redis.clone().or(raw.redis.url).filter(|url| !url.is_empty()),
+            redis_url,
             plugins_dir: overrides.plugins.clone().or(dir).unwrap_or_else(|| PathBuf::from("plugins")),
             data_dir,
             delivery,
@@ -311,6 +324,26 @@ impl Config {
     pub(crate) fn site_config(&self, plugin: &str) -> Option<&BTreeMap<String, String>> {
         self.site_configs.get(plugin)
     }
+}
+
+/// The forms of an url.
+const REDIS_URLS: &str =
+    "write redis://host:port/db, redis+unix:///path, or redis+sentinel://host:port,host:port/master-name/db";
+
+/// The Redis that was named: by flag, or in the file, where an empty url is none.
+fn redis_url(flag: Option<&str>, file: Option<String>) -> Result<Option<String>> {
+    let (place, url) = match flag {
+        Some("") => bail!(Usage(format!("--redis is empty; {REDIS_URLS}, or leave it out"))),
+        Some(url) => ("--redis", url.to_owned()),
+        None => match file.filter(|url| !url.is_empty()) {
+            Some(url) => ("[redis] url", url),
+            None => return Ok(None),
+        },
+    };
+    // What is wrong is not quoted: it may hold a password, wherever that stands.
+    let wrong = |error: StreamError| Usage(format!("{place} is not the url of a Redis; {REDIS_URLS}: {error}"));
+    Store::check_url(&url).map_err(wrong)?;
+    Ok(Some(url))
 }
 
 fn compile_bounds(raw: &RawLimits) -> Result<CompileBounds> {
@@ -496,6 +529,24 @@ mod tests {
         assert!(error("[policy.default]\ninstances = [\"old\"]").contains("\"fresh\", \"reuse\""));
         assert!(error("[delivery]\nlease = \"1ms\"").contains("too short"));
         assert!(error("[plugins.classify]\nconfg = 1").contains("confg"));
+        for wrong in [0, 60_000] {
+            assert!(error(&format!("[delivery]\nin-flight = {wrong}")).contains("write 1 to 50000"));
+        }
+        assert!(error("[streams.\"a b\"]\nkeep = 5").contains("[streams.\"a b\"]"));
+    }
+
+    #[test]
+    fn the_url_of_a_redis_is_refused_with_the_forms_of_one_and_without_its_password() {
+        let of = |flag: Option<&str>, file: &str| redis_url(flag, Some(file.to_owned())).map_err(|e| format!("{e:#}"));
+        assert_eq!(of(None, ""), Ok(None), "an empty url in the file is none");
+        assert_eq!(of(Some("redis://h:1/2"), "x").unwrap().as_deref(), Some("redis://h:1/2"));
+        assert!(of(None, "redis+sentinel://a:1,b:2/master").is_ok() && of(None, "redis+unix:///tmp/r.sock").is_ok());
+        assert!(of(Some(""), "redis://h").unwrap_err().starts_with("--redis is empty; write redis://host:port/db"));
+        for wrong in ["127.0.0.1:6379", "me:hunter2@h:6379", "http://h", "redis+sentinel://a:1"] {
+            let told = of(None, wrong).unwrap_err();
+            assert!(told.starts_with("[redis] url is not the url of a Redis; write redis://host:port/db"), "{told}");
+            assert!(!told.contains("hunter2"), "{told}");
+        }
     }
 
     #[test]

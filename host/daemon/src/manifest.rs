@@ -3,13 +3,17 @@
 //! Everything but the subscription has a default. Unknown keys are refused: a typing error in a limit must not switch it off.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
+use cofferdam_model::policy::DELAY_MS_MAX;
 use cofferdam_model::route::RouteError;
 use cofferdam_model::{Backoff, EntryId, RetryPolicy, Route};
 use cofferdam_sandbox::{Instances, Limits};
 use cofferdam_streams::{Codec, Start, Subscription, WhereRule};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::escape::safe;
 use crate::quantity::{Bytes, Span};
@@ -36,7 +40,9 @@ pub(crate) struct RawManifest {
     pub(crate) config: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// A stream's name, or a table. What can be written in several ways is read by hand: whoever mistyped a key of the table is to hear
+/// of that key.
+#[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum RawSubscription {
     Stream(String),
@@ -54,7 +60,7 @@ pub(crate) struct RawSubscriptionTable {
     rules: BTreeMap<String, RawRule>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum RawRule {
     OneOf(Vec<serde_json::Value>),
@@ -63,23 +69,118 @@ pub(crate) enum RawRule {
     Equal(serde_json::Value),
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct RawPrefix {
     prefix: String,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct RawExists {
     exists: bool,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum RawConcurrency {
     Threads(usize),
     Word(String),
+}
+
+impl<'de> Deserialize<'de> for RawSubscription {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl<'de> Visitor<'de> for Written {
+            type Value = RawSubscription;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a stream's name or a table [[subscribe]]")
+            }
+            fn visit_str<E: de::Error>(self, stream: &str) -> Result<Self::Value, E> {
+                Ok(RawSubscription::Stream(stream.to_owned()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Self::Value, A::Error> {
+                RawSubscriptionTable::deserialize(MapAccessDeserializer::new(table)).map(RawSubscription::Table)
+            }
+        }
+        deserializer.deserialize_any(Written)
+    }
+}
+
+/// What a rule of `where` may be.
+const RULE: &str = "a value, a list of values, { prefix = \"…\" } or { exists = true }";
+
+impl<'de> Deserialize<'de> for RawRule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl<'de> Visitor<'de> for Written {
+            type Value = RawRule;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(RULE)
+            }
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(RawRule::Equal(value.into()))
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
+                Ok(RawRule::Equal(value.into()))
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Self::Value, E> {
+                Ok(RawRule::Equal(value.into()))
+            }
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Self::Value, E> {
+                Ok(RawRule::Equal(value.into()))
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Self::Value, E> {
+                Ok(RawRule::Equal(value.into()))
+            }
+            // In the canonical text: a number that JSON does not have.
+            fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+                Ok(RawRule::Equal(serde_json::Value::Null))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    values.push(value);
+                }
+                Ok(RawRule::OneOf(values))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Self::Value, A::Error> {
+                let wrong = || de::Error::custom(format!("this is no rule of where: write {RULE}"));
+                let rule = match table.next_key::<String>()?.as_deref() {
+                    Some("prefix") => RawRule::Prefix(RawPrefix { prefix: table.next_value()? }),
+                    Some("exists") => RawRule::Exists(RawExists { exists: table.next_value()? }),
+                    Some(_) | None => return Err(wrong()),
+                };
+                match table.next_key::<String>()? {
+                    None => Ok(rule),
+                    Some(_) => Err(wrong()),
+                }
+            }
+        }
+        deserializer.deserialize_any(Written)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawConcurrency {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl Visitor<'_> for Written {
+            type Value = RawConcurrency;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"auto\" or a number of threads")
+            }
+            fn visit_i64<E: de::Error>(self, threads: i64) -> Result<Self::Value, E> {
+                let wrong = || E::invalid_value(Unexpected::Signed(threads), &self);
+                usize::try_from(threads).map(RawConcurrency::Threads).map_err(|_| wrong())
+            }
+            fn visit_u64<E: de::Error>(self, threads: u64) -> Result<Self::Value, E> {
+                let wrong = || E::invalid_value(Unexpected::Unsigned(threads), &self);
+                usize::try_from(threads).map(RawConcurrency::Threads).map_err(|_| wrong())
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Self::Value, E> {
+                Ok(RawConcurrency::Word(word.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(Written)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -117,9 +218,9 @@ pub(crate) struct RawLimits {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(crate) struct RawRequests {
-    state: bool,
-    http: Vec<String>,
-    assets: Vec<String>,
+    pub(crate) state: bool,
+    pub(crate) http: Vec<String>,
+    pub(crate) assets: Vec<String>,
 }
 
 /// A subscription with the place where its group starts.
@@ -219,10 +320,61 @@ fn value(key: &str, value: &str, wanted: &'static str) -> ManifestError {
     ManifestError::Value { key: key.to_owned(), value: value.to_owned(), wanted }
 }
 
+/// The most tries after the first.
+const RETRIES_MAX: u32 = 1_000;
+/// The most deaths of a process that ran one message.
+const CRASHES_MAX: u32 = 1_000;
+/// The most threads of one plugin.
+const THREADS_MAX: usize = 256;
+/// The longest wait between two tries.
+const BACKOFF_MAX: Duration = Duration::from_millis(DELAY_MS_MAX);
+
+/// What is beyond its bounds and would not be what it says.
+fn check_bounds(raw: &RawManifest) -> Result<(), ManifestError> {
+    if let Some(retries) = raw.retries.filter(|retries| *retries > RETRIES_MAX) {
+        return Err(value("retries", &retries.to_string(), "write 0 to 1000"));
+    }
+    if let Some(crashes) = raw.crashes.filter(|crashes| !(1..=CRASHES_MAX).contains(crashes)) {
+        return Err(value("crashes", &crashes.to_string(), "write 1 to 1000"));
+    }
+    if let Some(RawConcurrency::Threads(threads)) = raw.concurrency
+        && threads > THREADS_MAX
+    {
+        return Err(value("concurrency", &threads.to_string(), "write \"auto\" or 1 to 256"));
+    }
+    if raw.backoff.factor == Some(0) {
+        return Err(value("backoff.factor", "0", "write at least 1"));
+    }
+    for (key, span) in [("backoff.base", raw.backoff.base), ("backoff.max", raw.backoff.max)] {
+        if let Some(Span(span)) = span.filter(|span| span.0 > BACKOFF_MAX) {
+            return Err(value(key, &humantime::format_duration(span).to_string(), "write 24h at most"));
+        }
+    }
+    Ok(())
+}
+
+fn read(text: &str) -> Result<RawManifest, ManifestError> {
+    Ok(toml::from_str(text).map_err(|error| TomlError::new(text, &error))?)
+}
+
 impl Manifest {
-    /// Reads a manifest. `file_name` is the plugin's name when the manifest gives none.
+    /// Reads a manifest that somebody has written. `file_name` is the plugin's name when the manifest gives none.
+    ///
+    /// # Errors
+    /// What is wrong with it, a value beyond its bounds too.
+    pub(crate) fn written(text: &str, file_name: &str) -> Result<(Self, Option<String>), ManifestError> {
+        let raw = read(text)?;
+        check_bounds(&raw)?;
+        Manifest::checked(raw, file_name)
+    }
+
+    /// The same of one that a host has kept. A value beyond its bounds is cut to them: hosts took such manifests once, and a version
+    /// that has run must be able to run again.
     pub(crate) fn parse(text: &str, file_name: &str) -> Result<(Self, Option<String>), ManifestError> {
-        let mut raw: RawManifest = toml::from_str(text).map_err(|error| TomlError::new(text, &error))?;
+        Manifest::checked(read(text)?, file_name)
+    }
+
+    fn checked(mut raw: RawManifest, file_name: &str) -> Result<(Self, Option<String>), ManifestError> {
         let sha256 = raw.sha256.take();
         // The name is part of the version, whether the manifest or the file's name gives it.
         let name = raw.name.get_or_insert_with(|| file_name.to_owned()).clone();
@@ -255,7 +407,7 @@ impl Manifest {
             Some(RawConcurrency::Word(word)) if word == "auto" => None,
             Some(RawConcurrency::Word(word)) => return Err(value("concurrency", word, "write \"auto\" or a number")),
             Some(RawConcurrency::Threads(0)) => return Err(value("concurrency", "0", "write \"auto\" or at least 1")),
-            Some(RawConcurrency::Threads(threads)) => Some((*threads).min(256)),
+            Some(RawConcurrency::Threads(threads)) => Some((*threads).min(THREADS_MAX)),
         };
         let subscribed =
             raw.subscribe.iter().map(|sub| subscribed(sub, raw.start.as_deref())).collect::<Result<Vec<_>, _>>()?;
@@ -272,7 +424,7 @@ impl Manifest {
             max: raw.backoff.max.map_or(default.backoff.max, |span| span.0),
         };
         let retry = RetryPolicy {
-            retries: raw.retries.unwrap_or(default.retries).min(1_000),
+            retries: raw.retries.unwrap_or(default.retries).min(RETRIES_MAX),
             backoff,
             crashes: raw.crashes.unwrap_or(default.crashes),
         };
@@ -377,15 +529,6 @@ fn subscribed(raw: &RawSubscription, common_start: Option<&str>) -> Result<Subsc
             return Err(value("key or where", pointer, "write a JSON pointer, such as \"/src_ip\""));
         }
     }
-    for (pointer, raw) in &table.rules {
-        if let RawRule::Equal(serde_json::Value::Object(_)) = raw {
-            return Err(value(
-                "where",
-                pointer,
-                "write a value, a list of values, { prefix = \"…\" } or { exists = true }",
-            ));
-        }
-    }
     let rule = |raw: &RawRule| match raw {
         RawRule::OneOf(values) => WhereRule::OneOf(values.clone()),
         RawRule::Prefix(raw) => WhereRule::Prefix(raw.prefix.clone()),
@@ -463,6 +606,70 @@ mod tests {
         assert!(error("name = \"a/b\"\nsubscribe = [\"a\"]").contains("letters, digits"));
         let misspelt = "[[subscribe]]\nstream = \"a\"\nwhere = { \"/x\" = { prefx = \"1\" } }";
         assert!(error(misspelt).contains("prefix"), "a misspelt rule must not filter everything away");
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_subscription_is_told_with_its_own_line() {
+        let table = |text: &str| error(&format!("[[subscribe]]\nstream = \"a\"\n{text}"));
+        let misspelt = table("starts = \"oldest\"");
+        assert!(
+            misspelt.starts_with("line 3, column 1: unknown field `starts`, expected one of `stream`"),
+            "{misspelt}"
+        );
+        let wrong = [
+            (table("codec = 5"), "line 3, column 9"),
+            (table("where = 5"), "line 3, column 9"),
+            (table("where = { \"/x\" = { prefix = 5 } }"), "line 3"),
+            (table("where = { \"/x\" = { exists = true, prefix = \"a\" } }"), "no rule of where"),
+            (table("where = { \"/x\" = 2026-11-29 }"), "no rule of where"),
+            (
+                error("emit = []\nsubscribe = [5]"),
+                "line 2, column 14: invalid type: integer `5`, expected a stream's name",
+            ),
+            (error("subscribe = [\"a\"]\nconcurrency = -1"), "\"auto\" or a number of threads"),
+            (error("subscribe = [\"a\"]\n[limits]\nmemory = 1.5"), "line 3, column 10: invalid type: floating point"),
+        ];
+        for (told, wanted) in wrong {
+            assert!(told.contains(wanted) && !told.contains("untagged"), "{told}");
+        }
+    }
+
+    #[test]
+    fn the_canonical_text_of_every_form_stays_what_it_was() {
+        let text = r#"
+            concurrency = 4
+            [[subscribe]]
+            stream = "suricata"
+            where = { "/a" = ["x", 1, 2.5, true], "/b" = { prefix = "10." }, "/c" = { exists = false }, "/d" = -5, "/e" = 0.5, "/f" = true, "/g" = "y", "/h" = nan }
+        "#;
+        let canonical = Manifest::parse(text, "p").unwrap().0.canonical;
+        let wanted = r#""subscribe":[{"stream":"suricata","codec":null,"key":null,"start":null,"where":{"/a":["x",1,2.5,true],"/b":{"prefix":"10."},"/c":{"exists":false},"/d":-5,"/e":0.5,"/f":true,"/g":"y","/h":null}}]"#;
+        assert!(canonical.contains(wanted) && canonical.contains(r#""concurrency":4"#), "{canonical}");
+        let again: RawManifest = serde_json::from_str(&canonical).unwrap();
+        assert_eq!(serde_json::to_string(&again).unwrap(), canonical, "it is read as it was written");
+        let plain = Manifest::parse("subscribe = [\"a\"]\nconcurrency = \"auto\"", "p").unwrap().0.canonical;
+        assert!(plain.contains(r#""subscribe":["a"]"#) && plain.contains(r#""concurrency":"auto""#), "{plain}");
+    }
+
+    #[test]
+    fn a_value_beyond_its_bounds_is_refused_when_written_and_cut_when_kept() {
+        for (line, bound) in [
+            ("retries = 1001", "retries = \"1001\" is not understood: write 0 to 1000"),
+            ("crashes = 0", "write 1 to 1000"),
+            ("concurrency = 257", "1 to 256"),
+            ("[backoff]\nfactor = 0", "backoff.factor"),
+            ("[backoff]\nmax = \"2d\"", "24h at most"),
+        ] {
+            let text = format!("subscribe = [\"a\"]\n{line}");
+            let told = Manifest::written(&text, "p").unwrap_err().to_string();
+            assert!(told.contains(bound), "{told}");
+            let kept = Manifest::parse(&text, "p").unwrap().0;
+            assert!(kept.retry.retries <= 1_000 && kept.concurrency.unwrap_or(1) <= 256, "{line}");
+        }
+        assert!(
+            Manifest::written("subscribe = [\"a\"]\nretries = 1000\nconcurrency = 256\n[backoff]\nmax = \"24h\"", "p")
+                .is_ok()
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use cofferdam_model::EntryId;
+use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A number of bytes: `1048576`, `64KiB`, `1MiB`, `2GiB`, `10MB`.
@@ -112,6 +113,16 @@ pub(crate) fn show_bytes(bytes: u64) -> String {
     }
 }
 
+/// Bytes as they are written in a configuration, exactly.
+pub(crate) fn write_bytes(bytes: u64) -> String {
+    match bytes {
+        b if b > 0 && b % (1 << 30) == 0 => format!("{}GiB", b >> 30),
+        b if b > 0 && b % (1 << 20) == 0 => format!("{}MiB", b >> 20),
+        b if b > 0 && b % (1 << 10) == 0 => format!("{}KiB", b >> 10),
+        b => b.to_string(),
+    }
+}
+
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&show_bytes(self.0))
@@ -120,18 +131,24 @@ impl fmt::Display for Bytes {
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Number(u64),
-            Text(String),
+        struct Written;
+        impl Visitor<'_> for Written {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as 64MiB, or a number of bytes")
+            }
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Bytes, E> {
+                u64::try_from(bytes).map(Bytes).map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+            }
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Bytes, E> {
+                Ok(Bytes(bytes))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+                let wrong = || E::custom(format!("{text:?} is not a size: write 64MiB, 512KiB or a number of bytes"));
+                parse_bytes(text).map(Bytes).ok_or_else(wrong)
+            }
         }
-        match Written::deserialize(deserializer)? {
-            Written::Number(bytes) => Ok(Bytes(bytes)),
-            Written::Text(text) => parse_bytes(&text).map(Bytes).ok_or_else(|| {
-                serde::de::Error::custom(format!("{text:?} is not a size: write 64MiB, 512KiB or a number of bytes"))
-            }),
-        }
+        deserializer.deserialize_any(Written)
     }
 }
 

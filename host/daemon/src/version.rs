@@ -1,6 +1,7 @@
 //! A version of a plugin: from the bytes of a wasm file and a manifest to something that can be run, or a refusal that names
 //! the step and the mend. Everything that can fail, fails here and not on a message.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,10 @@ use crate::cases::Cases;
 use crate::compile::Compiler;
 use crate::config::Config;
 use crate::escape::safe;
-use crate::manifest::Manifest;
+use crate::host::MEMORY_BYTES_MAX;
+use crate::manifest::{LIMITS_IN_BYTES, Manifest, further_limits};
 use crate::mutants::planted;
+use crate::quantity::{show_bytes, write_bytes};
 use crate::signature::Signed;
 use crate::steps::{Refusal, Step, StepReport, Steps, refuse};
 use crate::versions::Tried;
@@ -100,7 +103,13 @@ fn take(
         Ok(signed) => steps.skipped(Step::Signature, signed),
     }
     let limits = granted(config, &manifest)?;
-    steps.ok(Step::Grants, "it asks for no more than it is granted");
+    let cuts = cuts(config, &manifest);
+    if cuts.is_empty() {
+        steps.ok(Step::Grants, "it asks for no more than it is granted");
+    } else {
+        let text: Vec<String> = cuts.iter().map(|cut| format!("\n{cut}")).collect();
+        steps.ok(Step::Grants, format!("granted; the policy cuts what it asks for:{}", text.concat()));
+    }
     let mut effective = manifest.config.clone();
     if let Some(site) = config.site_config(&manifest.name) {
         effective.extend(site.iter().map(|(key, value)| (key.clone(), value.clone())));
@@ -231,6 +240,59 @@ pub(crate) fn granted(config: &Config, manifest: &Manifest) -> Result<Limits, Re
     Ok(manifest.limits.under(&policy.ceiling))
 }
 
+/// A limit of a manifest that the policy cuts: the smaller of the two holds.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    key: &'static str,
+    asked: String,
+    granted: String,
+    /// What the operator may write to grant it.
+    mend: String,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cut { key, asked, granted, mend } = self;
+        write!(f, "{key} {asked} is cut to {granted}; {mend}")
+    }
+}
+
+/// What the policy cuts of a manifest's limits.
+pub(crate) fn cuts(config: &Config, manifest: &Manifest) -> Vec<Cut> {
+    let policy = config.policy(&manifest.name);
+    let (asked, ceiling) = (&manifest.limits, &policy.ceiling);
+    let cut = |key: &'static str, asked: String, granted: String, value: String| {
+        let mend = format!("to grant it: [policy.plugins.{}] {key} = {value}", manifest.name);
+        Cut { key, asked, granted, mend }
+    };
+    let mut cuts = Vec::new();
+    let bytes = [("memory", Some(asked.memory_bytes), Some(ceiling.memory_bytes))];
+    let further = further_limits(asked).into_iter().zip(further_limits(ceiling));
+    for (key, asked, ceiling) in bytes.into_iter().chain(further.map(|((key, asked), (_, most))| (key, asked, most))) {
+        // A rate that nobody asks for is no bound that the plugin was promised.
+        let (Some(asked), Some(ceiling)) = (asked, ceiling) else { continue };
+        if asked > ceiling {
+            cuts.push(if key == "memory" || LIMITS_IN_BYTES.contains(&key) {
+                cut(key, show_bytes(asked), show_bytes(ceiling), format!("{:?}", write_bytes(asked)))
+            } else {
+                cut(key, asked.to_string(), ceiling.to_string(), asked.to_string())
+            });
+        }
+    }
+    if asked.deadline > ceiling.deadline {
+        let show = |span: Duration| humantime::format_duration(span).to_string();
+        cuts.push(cut("deadline", show(asked.deadline), show(ceiling.deadline), format!("{:?}", show(asked.deadline))));
+    }
+    if let Some(threads) = manifest.concurrency.filter(|threads| *threads > policy.concurrency_max) {
+        cuts.push(cut("concurrency", threads.to_string(), policy.concurrency_max.to_string(), threads.to_string()));
+    }
+    // What no host grants is not to be asked of an operator.
+    for cut in cuts.iter_mut().filter(|cut| cut.key == "memory" && asked.memory_bytes > MEMORY_BYTES_MAX) {
+        cut.mend = format!("no more than {} can be granted", show_bytes(MEMORY_BYTES_MAX));
+    }
+    cuts
+}
+
 /// Where a plugin's live version sits. A swap is one atomic store; calls under way keep the version they began with.
 #[derive(Debug, Default)]
 pub(crate) struct Seat {
@@ -246,5 +308,39 @@ impl Seat {
     /// Puts a version live.
     pub(crate) fn swap(&self, version: Arc<Version>) {
         self.current.store(Some(version));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, RawConfig};
+
+    #[test]
+    fn what_the_policy_cuts_of_the_limits_is_told_with_the_line_that_grants_it() {
+        let config = |text: &str| {
+            let raw = RawConfig::read(text).unwrap();
+            Config::check(raw, &Overrides { data: Some("d".into()), ..Overrides::default() }, None).unwrap()
+        };
+        let told = |config: &Config, limits: &str| {
+            let manifest = Manifest::parse(&format!("subscribe = [\"a\"]\n{limits}"), "p").unwrap().0;
+            cuts(config, &manifest).iter().map(Cut::to_string).collect::<Vec<_>>()
+        };
+        assert!(told(&config(""), "").is_empty());
+        let asks = "concurrency = 8\n[limits]\nmemory = \"512MiB\"\ndeadline = \"10m\"\nevents = 200000";
+        assert_eq!(
+            told(&config("[policy.default]\nconcurrency = 4"), asks),
+            [
+                "memory 512.0 MiB is cut to 256.0 MiB; to grant it: [policy.plugins.p] memory = \"512MiB\"",
+                "events 200000 is cut to 100000; to grant it: [policy.plugins.p] events = 200000",
+                "deadline 10m is cut to 30s; to grant it: [policy.plugins.p] deadline = \"10m\"",
+                "concurrency 8 is cut to 4; to grant it: [policy.plugins.p] concurrency = 8",
+            ]
+        );
+        let beyond = told(&config(""), "[limits]\nmemory = \"2GiB\"");
+        assert_eq!(beyond, ["memory 2.0 GiB is cut to 256.0 MiB; no more than 1.0 GiB can be granted"]);
+        let rated = config("[policy.default]\nevents-per-second = 5");
+        assert!(told(&rated, "").is_empty(), "a manifest that asks for no rate is not promised one");
+        assert_eq!(told(&rated, "[limits]\nevents-per-second = 9").len(), 1);
     }
 }

@@ -62,6 +62,17 @@ impl Store {
         }
     }
 
+    /// Whether [`connect`](Self::connect) can read an url. Nothing is connected to.
+    ///
+    /// # Errors
+    /// [`StreamError::Rejected`] with what is wrong.
+    pub fn check_url(url: &str) -> Result<(), StreamError> {
+        match url.strip_prefix(SENTINEL_SCHEME) {
+            Some(rest) => Sentinels::new(rest).map(|_| ()),
+            None => RedisServer::new(url).map(|_| ()),
+        }
+    }
+
     /// Connects to a server, whatever kind it is.
     ///
     /// # Errors

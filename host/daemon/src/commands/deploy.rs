@@ -236,7 +236,7 @@ pub(crate) fn place(dir: &Path, name: &str, candidate: &Candidate) -> Result<()>
 fn sealed_manifest(candidate: &Candidate) -> Result<String> {
     let mut text = String::new();
     let sha256 = Digest::of(&candidate.wasm);
-    let (manifest, _) = Manifest::parse(&candidate.manifest, &candidate.file_name)?;
+    let (manifest, _) = Manifest::written(&candidate.manifest, &candidate.file_name)?;
     // Only what stands before the first table is the manifest's own: a [config] may have a key of the same name.
     let mut top = true;
     let own_lines = candidate.manifest.lines().filter(move |line| {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use cofferdam_model::route::check_stream_name;
 use cofferdam_model::{Fault, Message, Outcome, ReasonCode};
 use cofferdam_sandbox::record::{Calls, is_denied};
 use cofferdam_sandbox::{Abi, Description, Digest, Engine, EngineConfig, Limits, Report, describe};
@@ -20,6 +21,7 @@ use crate::commands::test::log::{Reader, add_calls, show_calls};
 use crate::compile::Compiler;
 use crate::config::CompileBounds;
 use crate::escape::{safe, safe_cut};
+use crate::exit::Usage;
 use crate::offline::entry;
 use crate::quantity::{show_bytes, span_argument};
 use crate::screen::{line, progress, table};
@@ -78,6 +80,7 @@ struct Seen {
 }
 
 pub(crate) fn run(common: &Common, args: Args) -> Result<()> {
+    check_stream_name(&args.stream).map_err(|error| Usage(format!("--stream: {error}")))?;
     let wasm = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     let engine = Engine::new(EngineConfig { instances_max: 1, memory_bytes_max: 1 << 30 })?;
     let mut seen = Seen::default();
@@ -92,6 +95,14 @@ pub(crate) fn run(common: &Common, args: Args) -> Result<()> {
                 Cell { artifact: &artifact, digest: Digest::of(&wasm), limits, emit: Vec::new(), stranger: None };
             cell.run(&args, &mut seen)?;
         }
+    }
+    // A page about nothing would read like an acquittal.
+    if seen.events == 0 && seen.refused.is_none() {
+        let why = match seen.left {
+            0 => "the input holds no event",
+            _ => "its time was up before the first event: give it more with --time",
+        };
+        bail!(Usage(format!("nothing was run, and so nothing was learned: {why}")));
     }
     let risks = risks(&seen, description.as_ref());
     let document = as_json(&args, &wasm, description.as_ref(), &seen, &risks);
@@ -188,7 +199,7 @@ impl Cell<'_> {
         // The text quotes the name as Rust does; a name that needs escapes is no stream's.
         let stream = text.split('"').nth(1)?.to_owned();
         let fits = self.emit.len() < STREAMS_MAX && !self.emit.contains(&stream);
-        (fits && cofferdam_model::route::check_stream_name(&stream).is_ok()).then_some(stream)
+        (fits && check_stream_name(&stream).is_ok()).then_some(stream)
     }
 }
 

@@ -12,13 +12,13 @@ use indicatif::{HumanCount, ProgressBar};
 use serde_json::{Value as Json, json};
 
 use super::streams::age;
-use super::tail::{fields_json, fields_lines, terminal_width};
+use super::tail::{fields_json, fields_lines};
 use crate::cli::Common;
 use crate::clock;
 use crate::escape::{safe, safe_cut};
 use crate::exit::Failed;
 use crate::quantity::{When, show_bytes, when_argument};
-use crate::screen::{line, progress, table};
+use crate::screen::{line, progress, table, terminal_width};
 
 mod acts;
 

@@ -21,7 +21,7 @@ use crate::exit::{Failed, Usage};
 use crate::manifest::{Manifest, further_limits};
 use crate::quantity::show_bytes;
 use crate::screen;
-use crate::version::{digest, granted};
+use crate::version::{cuts, digest, granted};
 
 /// Memories, tools and sections that are shown each; a file may claim thousands.
 const LINES_MAX: usize = 20;
@@ -47,6 +47,8 @@ struct Found {
     candidate: Candidate,
     description: Description,
     manifest: Option<Manifest>,
+    /// The sha256 that the manifest gives of the wasm.
+    sha256: Option<String>,
     /// How long it took to compile, or why it does not.
     compiled: Result<Duration, String>,
     /// What its signature says, or what is wrong with it.
@@ -83,12 +85,13 @@ fn look(config: &Config, args: &Args) -> Result<Found> {
     }
     let candidate = files.read().map_err(Usage)?;
     let description = describe(&candidate.wasm).map_err(|error| Failed(safe(&error.to_string())))?;
-    let manifest = match candidate.manifest.is_empty() {
-        true => None,
+    let (manifest, sha256) = match candidate.manifest.is_empty() {
+        true => (None, None),
         false => {
             let place = files.manifest.as_deref().unwrap_or(&args.file);
-            let parsed = Manifest::parse(&candidate.manifest, stem);
-            Some(parsed.with_context(|| format!("in {}", place.display()))?.0)
+            let parsed = Manifest::written(&candidate.manifest, stem);
+            let (manifest, sha256) = parsed.with_context(|| format!("in {}", place.display()))?;
+            (Some(manifest), sha256)
         }
     };
     let engine = Engine::new(EngineConfig { instances_max: 1, memory_bytes_max: 1 << 30 })?;
@@ -97,7 +100,7 @@ fn look(config: &Config, args: &Args) -> Result<Found> {
     let compiled = compiled.map(|_| began.elapsed()).map_err(|refusal| refusal.to_string());
     let signed = config.signers.check(&candidate.wasm, candidate.signature.as_deref());
     let signed = signed.map(|signed| signed.to_string());
-    Ok(Found { candidate, description, manifest, compiled, signed })
+    Ok(Found { candidate, description, manifest, sha256, compiled, signed })
 }
 
 /// What an import gives the plugin, in plain words.
@@ -161,16 +164,11 @@ fn show_file(file: &Path, found: &Found) {
 }
 
 fn show_manifest(candidate: &Candidate, manifest: &Manifest, config: &Config) {
-    let policy = config.policy(&manifest.name);
     let instances = match manifest.instances {
         Instances::Fresh => "fresh: no message meets what another left behind",
         Instances::Reuse => "reuse: what one message leaves behind is there for the next",
     };
-    let limits = &manifest.limits;
-    let least = |asked: u64, granted: u64| match asked > granted {
-        true => format!("{} (asks for {})", show_bytes(granted), show_bytes(asked)),
-        false => show_bytes(asked),
-    };
+    let limits = manifest.limits.under(&config.policy(&manifest.name).ceiling);
     screen::line("");
     let place = if candidate.embedded { "its manifest, inside it" } else { "its manifest" };
     let mut table = screen::table(&[place, ""]);
@@ -181,13 +179,16 @@ fn show_manifest(candidate: &Candidate, manifest: &Manifest, config: &Config) {
         ("as group", manifest.group.clone()),
         ("emits to", manifest.route.emit().join(" ")),
         ("instances", instances.to_owned()),
-        ("memory", least(limits.memory_bytes, policy.ceiling.memory_bytes)),
-        ("deadline", humantime::format_duration(limits.deadline.min(policy.ceiling.deadline)).to_string()),
+        ("memory", show_bytes(limits.memory_bytes)),
+        ("deadline", humantime::format_duration(limits.deadline).to_string()),
         ("output", format!("{} in {} events at most", show_bytes(limits.output_bytes), limits.events)),
         ("retries", manifest.retry.retries.to_string()),
         ("config", manifest.config.keys().cloned().collect::<Vec<_>>().join(" ")),
     ] {
         table.add_row([name.to_owned(), safe(&value)]);
+    }
+    for cut in cuts(config, manifest) {
+        table.add_row([String::from("cut"), safe(&cut.to_string())]);
     }
     screen::line(&table.to_string());
 }
@@ -198,6 +199,10 @@ fn concerns(found: &Found, config: &Config) -> Vec<String> {
     concerns.extend(found.compiled.as_ref().err().cloned());
     if found.description.abi.is_none() {
         concerns.push(String::from("it exports neither cofferdam:plugin/handler@0.1.0 nor a program's entry"));
+    }
+    let sha256 = found.candidate.wasm_digest().to_string();
+    if found.sha256.as_ref().is_some_and(|wanted| !wanted.eq_ignore_ascii_case(&sha256)) {
+        concerns.push(format!("the wasm's sha256 is {sha256}, and the manifest says otherwise: copy the file again"));
     }
     if let Some(Err(refusal)) = found.manifest.as_ref().map(|manifest| granted(config, manifest)) {
         concerns.push(refusal.to_string());
@@ -219,7 +224,7 @@ fn limits_view(limits: &Limits) -> Value {
 }
 
 fn as_json(file: &Path, found: &Found, config: &Config) -> Value {
-    let Found { candidate, description, manifest, compiled, signed } = found;
+    let Found { candidate, description, manifest, compiled, signed, sha256: _ } = found;
     let wasm = &candidate.wasm;
     let manifest_view = manifest.as_ref().map(|manifest| {
         json!({

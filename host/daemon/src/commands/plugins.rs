@@ -1,15 +1,17 @@
 //! `cofferdam plugins`: what each host says of its plugins, and why one is not live.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::json;
 
 use crate::cli::Common;
 use crate::commands::deploy::short;
 use crate::commands::{find, reports};
 use crate::escape::{safe, safe_cut};
+use crate::exit::Failed;
+use crate::run_file::RunFile;
 use crate::screen;
 use crate::steps::as_lines;
-use crate::supervisor::State;
+use crate::supervisor::{PluginReport, State};
 
 /// Flags of `plugins`.
 #[derive(Debug, clap::Args)]
@@ -40,18 +42,37 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     if common.json {
         let list: Vec<_> = rows.iter().map(|(host, report)| json!({"host": host, "plugin": report})).collect();
         screen::line(&serde_json::to_string_pretty(&list)?);
-        return Ok(());
+    } else {
+        show(&args, &rows, found.host);
     }
+    let missing: Vec<&str> = args
+        .names
+        .iter()
+        .filter(|name| !rows.iter().any(|(_, report)| report.name == **name))
+        .map(String::as_str)
+        .collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => bail!(Failed(format!(
+            "no host runs a plugin {}; those that are known: cofferdam plugins",
+            missing.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+        ))),
+    }
+}
+
+fn show(args: &Args, rows: &[(String, PluginReport)], host: Option<RunFile>) {
     if rows.is_empty() {
-        let place = found
-            .host
+        if !args.names.is_empty() {
+            return;
+        }
+        let place = host
             .map_or_else(|| String::from("a running host's plugins folder"), |host| host.plugins.display().to_string());
         screen::line(&format!("no plugins; drop NAME.wasm and NAME.toml into {place}, or: cofferdam deploy NAME.wasm"));
-        return Ok(());
+        return;
     }
     let mut table =
         screen::table(&["plugin", "state", "version", "reads", "emits", "handled", "failed", "in flight", "host"]);
-    for (host, report) in &rows {
+    for (host, report) in rows {
         let counts = &report.counts;
         table.add_row(vec![
             safe(&report.name),
@@ -81,5 +102,4 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         screen::line(&format!("\nadmission of {} {} on {}", safe(&report.name), short(of), safe(host)));
         as_lines(&report.steps).iter().for_each(|step| screen::line(&format!("  {}", safe(step))));
     }
-    Ok(())
 }

@@ -43,6 +43,26 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         tracing::info!(file = %source.display(), "read the configuration");
     }
     let host = Host::start(config).await?;
+    if args.log_format == LogFormat::Json {
+        // Standard error is one object a line then.
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            plugins = %host.config.plugins_dir.display(),
+            redis = shown(&host.url),
+            data = %host.config.data_dir.display(),
+            "cofferdam is running"
+        );
+    } else {
+        greet(common, &host);
+    }
+    stop_signal().await?;
+    tracing::info!("stopping: finishing what is under way");
+    host.stop().await;
+    Ok(())
+}
+
+/// Says where everything is, and what to do next.
+fn greet(common: &Common, host: &Host) {
     screen::note(&format!(
         "cofferdam {} is running\n  plugins  {}   (drop NAME.wasm and NAME.toml there)\n  redis    {}\n  data     {}\nnext, in another terminal:\n  cofferdam{} status",
         env!("CARGO_PKG_VERSION"),
@@ -51,10 +71,6 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         host.config.data_dir.display(),
         common.data.as_ref().map_or_else(String::new, |data| format!(" --data {}", data.display())),
     ));
-    stop_signal().await?;
-    tracing::info!("stopping: finishing what is under way");
-    host.stop().await;
-    Ok(())
 }
 
 /// Waits for the signal to stop: Ctrl-C, SIGTERM, or SIGHUP when the terminal is closed.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, bail};
 use cofferdam_model::invariants::trimmed_unread;
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM, RESERVED_PREFIX, check_stream_name};
-use cofferdam_streams::{GroupInfo, LaneKeys, Ledger, Store, StreamError, StreamFacts, redrive_stream};
+use cofferdam_streams::{GroupInfo, LaneKeys, Ledger, Store, StreamError, StreamFacts, Tally, redrive_stream};
 use indicatif::HumanCount;
 use serde_json::{Value as Json, json};
 
@@ -53,12 +53,13 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     let store = super::find(common).await?.store;
     let lanes: BTreeSet<(String, String)> = store.lanes().await?.into_iter().collect();
     let mut streams = Vec::new();
-    let mut missing = Vec::new();
+    let (mut missing, mut others) = (Vec::new(), Vec::new());
     for name in names(&store, &args, &lanes).await? {
-        match look(&store, &name, &lanes).await? {
-            Some(stream) => streams.push(stream),
-            None if args.names.contains(&name) => missing.push(name),
-            None => {}
+        match store.key_type(&name).await?.as_str() {
+            "stream" => streams.extend(look(&store, &name, &lanes).await?),
+            "none" if args.names.contains(&name) => missing.push(name),
+            "none" => {}
+            kind => others.push(format!("{name} is a {kind} and not a stream; look with: redis-cli TYPE {name}")),
         }
     }
     let now_ms = clock::now_ms();
@@ -66,15 +67,15 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         let all: Vec<Json> = streams.iter().map(|stream| stream.json(now_ms)).collect();
         line(&serde_json::to_string_pretty(&json!({ "streams": all, "missing": missing }))?);
     } else {
-        show(&streams, now_ms);
+        show(&streams, &args.names, now_ms);
     }
     if !missing.is_empty() {
-        bail!(Failed(format!(
-            "there is no stream {}; cofferdam streams --all shows what there is",
-            missing.join(", ")
-        )));
+        others.push(format!("there is no stream {}; cofferdam streams --all shows what there is", missing.join(", ")));
     }
-    Ok(())
+    match others.is_empty() {
+        true => Ok(()),
+        false => bail!(Failed(others.join("\n"))),
+    }
 }
 
 /// Which streams to look at.
@@ -187,13 +188,17 @@ impl Group {
     }
 }
 
-fn show(streams: &[Stream], now_ms: u64) {
+fn show(streams: &[Stream], named: &[String], now_ms: u64) {
     if streams.is_empty() {
+        if !named.is_empty() {
+            return;
+        }
         line("no streams yet; publish something: cofferdam publish --stream stream:honeypot_logs events.jsonl");
         return;
     }
     let mut about = table(&["stream", "entries", "bytes", "oldest", "newest"]);
-    for stream in streams.iter().filter(|stream| worth_showing(stream)) {
+    let streams: Vec<&Stream> = streams.iter().filter(|stream| worth_showing(stream, named)).collect();
+    for stream in &streams {
         let facts = &stream.facts;
         let newest = (facts.last.ms > 0).then_some(facts.last.ms);
         about.add_row([
@@ -205,19 +210,23 @@ fn show(streams: &[Stream], now_ms: u64) {
         ]);
     }
     about.lines().for_each(|text| line(text.trim_end()));
-    show_groups(streams, now_ms);
-    show_alarms(streams);
+    show_groups(&streams, now_ms);
+    show_alarms(&streams);
 }
 
-/// An empty redrive stream says nothing.
-fn worth_showing(stream: &Stream) -> bool {
-    !stream.name.starts_with(RESERVED_PREFIX) || stream.facts.length > 0
+/// An empty redrive stream says nothing, unless somebody asks for it or something that was sent back has been settled.
+fn worth_showing(stream: &Stream, named: &[String]) -> bool {
+    let counts = |group: &Group| group.ledger.as_ref().is_some_and(|ledger| ledger.tally != Tally::default());
+    !stream.name.starts_with(RESERVED_PREFIX)
+        || stream.facts.length > 0
+        || named.contains(&stream.name)
+        || stream.groups.iter().any(counts)
 }
 
 /// One block a stream: names of streams and groups are long, and side by side they would not fit a terminal.
-fn show_groups(streams: &[Stream], now_ms: u64) {
+fn show_groups(streams: &[&Stream], now_ms: u64) {
     let mut readers = table(&["stream, groups", "pending", "parked", "lag", "oldest", "committed", "filtered", "dead"]);
-    for stream in streams.iter().filter(|stream| worth_showing(stream) && !stream.groups.is_empty()) {
+    for stream in streams.iter().filter(|stream| !stream.groups.is_empty()) {
         readers.add_row([safe(&stream.name)]);
         for group in &stream.groups {
             let settled = |count: fn(&Ledger) -> u64| {
@@ -241,7 +250,7 @@ fn show_groups(streams: &[Stream], now_ms: u64) {
     }
 }
 
-fn show_alarms(streams: &[Stream]) {
+fn show_alarms(streams: &[&Stream]) {
     let mut by_stream: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for stream in streams {
         for group in stream.groups.iter().filter(|group| group.trimmed_unread > 0) {

@@ -18,7 +18,7 @@ use crate::clock;
 use crate::escape::{safe, safe_cut};
 use crate::exit::{Failed, Usage};
 use crate::quantity::{When, when_argument};
-use crate::screen::{line, note};
+use crate::screen::{line, note, terminal_width};
 
 /// Entries of one read.
 const PAGE: usize = 500;
@@ -297,13 +297,6 @@ impl Printer {
             None => start + &safe(&payload),
         }
     }
-}
-
-/// The width of the terminal, when the output goes to one.
-pub(super) fn terminal_width() -> Option<usize> {
-    use std::io::IsTerminal;
-    let table = comfy_table::Table::new();
-    if std::io::stdout().is_terminal() { table.width().map(usize::from) } else { None }
 }
 
 fn field(entry: &RawEntry, wanted: &[u8]) -> Option<String> {

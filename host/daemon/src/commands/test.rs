@@ -106,6 +106,13 @@ fn once(common: &Common, args: &Args, path: &Path) -> Result<()> {
             path.display()
         )));
     }
+    for (flag, given) in [("--junit", args.junit.is_some()), ("--update", args.update)] {
+        if given && file.is_none() {
+            bail!(Usage(format!(
+                "{flag} is about cases, and beside a log none are run unless they are named: --cases FILE"
+            )));
+        }
+    }
     let version = load(&load_config(common)?, &candidate, args.threads())?;
     let mut failed = 0;
     if let Some(file) = &file {

@@ -162,7 +162,9 @@ pub(crate) async fn send_back(store: &Store, plugin: &str, digest: &str, reason:
 
 /// Does it, letter by letter: each is its own atomic step, so an interrupted act has done whole letters only.
 async fn act(store: &Store, chosen: &Chosen, doing: &Doing<'_>, rate: Option<u32>) -> Result<Outcome> {
-    confirm(store, chosen, doing).await?;
+    if !confirm(store, chosen, doing).await? {
+        return Ok(Outcome::default());
+    }
     let actor = Actor { store, who: who(), why: &chosen.reason, dry_run: chosen.dry_run };
     let mut outcome = Outcome::default();
     let started = Instant::now();
@@ -230,24 +232,27 @@ impl Actor<'_> {
     }
 }
 
-/// Asks before something that cannot be taken back, or that may be more than was meant.
-async fn confirm(store: &Store, chosen: &Chosen, doing: &Doing<'_>) -> Result<()> {
+/// Asks before something that cannot be taken back, or that may be more than was meant. Whether there is anything to do.
+async fn confirm(store: &Store, chosen: &Chosen, doing: &Doing<'_>) -> Result<bool> {
     let discards = matches!(doing, Doing::Discard);
     if chosen.yes || chosen.dry_run || !(discards || chosen.all) {
-        return Ok(());
+        return Ok(true);
     }
     let asks = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     if !asks && discards {
         bail!(Usage(String::from("what is discarded cannot be got back: say --yes, or look first with --dry-run")));
     }
     if !asks {
-        return Ok(());
+        return Ok(true);
     }
     let mut summary = Summary::default();
     if chosen.all {
         let mut walk = Walk::new(store, &chosen.filter, "counting").await?;
         while let Some(page) = walk.next().await? {
             page.iter().for_each(|letter| summary.add(letter));
+        }
+        if summary.total == 0 {
+            return Ok(false);
         }
         summary.show();
     } else {
@@ -260,7 +265,7 @@ async fn confirm(store: &Store, chosen: &Chosen, doing: &Doing<'_>) -> Result<()
     if !matches!(answer.trim(), "y" | "Y" | "yes") {
         bail!(Failed(String::from("nothing was done")));
     }
-    Ok(())
+    Ok(true)
 }
 
 fn report(common: &Common, chosen: &Chosen, doing: &Doing<'_>, outcome: &Outcome) -> Result<()> {
@@ -283,7 +288,11 @@ fn report(common: &Common, chosen: &Chosen, doing: &Doing<'_>, outcome: &Outcome
             Doing::Redrive { .. } if outcome.acts > 0 => format!(": {}", ways.collect::<Vec<_>>().join(", ")),
             _ => String::new(),
         };
-        line(&format!("{verb} {} dead letters{to}", HumanCount(outcome.acts)));
+        if chosen.all && outcome.acts == 0 && left == 0 && gone.is_empty() {
+            line("no dead letters match: nothing to do");
+        } else {
+            line(&format!("{verb} {} dead letters{to}", HumanCount(outcome.acts)));
+        }
         for (reason, count) in &outcome.left {
             line(&format!("left {}: {}", HumanCount(*count), safe(reason)));
         }

@@ -14,7 +14,7 @@ use serde_json::{Value as Json, json};
 
 use super::log::Reader;
 use super::{Args, bar, file_name, load};
-use crate::candidate::scan;
+use crate::candidate::{how_to_write_one, scan};
 use crate::cli::Common;
 use crate::commands::load_config;
 use crate::escape::{safe, safe_cut};
@@ -34,6 +34,13 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<()> {
     let mut plugins = Vec::new();
     for (name, files) in found {
         let candidate = files.read().map_err(|text| Failed(format!("{name}: {text}")))?;
+        if candidate.manifest.is_empty() {
+            let wasm = files.wasm.display();
+            bail!(Usage(format!(
+                "{wasm} has no manifest, neither inside it nor beside it: {}",
+                how_to_write_one(&name)
+            )));
+        }
         plugins.push(load(&config, &candidate, args.threads()).with_context(|| format!("in {name}"))?);
     }
     if plugins.is_empty() {
@@ -190,6 +197,10 @@ fn passed_on(event: &Event, input: &Input, hops: u32) -> Input {
     Input { payload: event.payload.clone(), at_ms: input.at_ms, seq: input.seq, attributes }
 }
 
+fn cannot_write(dir: &Path, stream: &str) -> String {
+    format!("cannot write {}", dir.join(file_name(stream)).display())
+}
+
 /// A file for each stream.
 struct Files<'a> {
     dir: Option<&'a Path>,
@@ -210,19 +221,20 @@ impl<'a> Files<'a> {
         let Some(dir) = self.dir else { return Ok(()) };
         if !self.open.contains_key(&event.stream) {
             let path = dir.join(file_name(&event.stream));
-            let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+            let file = File::create(path).with_context(|| cannot_write(dir, &event.stream))?;
             self.open.insert(event.stream.clone(), BufWriter::new(file));
         }
         if let Some(file) = self.open.get_mut(&event.stream) {
             let payload: Json = serde_json::from_str(&event.payload).unwrap_or(Json::Null);
-            writeln!(file, "{}", json!({"plugin": plugin, "payload": payload, "attributes": event.attributes}))?;
+            let written = json!({"plugin": plugin, "payload": payload, "attributes": event.attributes});
+            writeln!(file, "{written}").with_context(|| cannot_write(dir, &event.stream))?;
         }
         Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {
-        for file in self.open.values_mut() {
-            file.flush()?;
+        for (stream, file) in &mut self.open {
+            file.flush().with_context(|| cannot_write(self.dir.unwrap_or(Path::new("")), stream))?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -225,7 +225,7 @@ pub(super) fn run(common: &Common, args: &Args, version: &Version) -> Result<u64
     let mut out = match &args.out {
         None => None,
         Some(path) => {
-            let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+            let file = std::fs::File::create(path).with_context(|| cannot_write(args))?;
             Some(std::io::BufWriter::new(file))
         }
     };
@@ -243,11 +243,8 @@ pub(super) fn run(common: &Common, args: &Args, version: &Version) -> Result<u64
             if let (Some(out), Ended::Events(events)) = (&mut out, &ran.ended) {
                 for event in events {
                     let payload: Json = serde_json::from_str(&event.payload).unwrap_or(Json::Null);
-                    writeln!(
-                        out,
-                        "{}",
-                        json!({"stream": event.stream, "payload": payload, "event": first + at as u64 + 1})
-                    )?;
+                    let written = json!({"stream": event.stream, "payload": payload, "event": first + at as u64 + 1});
+                    writeln!(out, "{written}").with_context(|| cannot_write(args))?;
                 }
             }
             if !common.json && shown < args.show && worth_showing(&ran.ended, args.out.is_some()) {
@@ -259,7 +256,7 @@ pub(super) fn run(common: &Common, args: &Args, version: &Version) -> Result<u64
     }
     bar.finish_and_clear();
     if let Some(out) = &mut out {
-        out.flush()?;
+        out.flush().with_context(|| cannot_write(args))?;
     }
     reader.say_what_was_left();
     if totals.messages == 0 {
@@ -280,6 +277,10 @@ pub(super) fn run(common: &Common, args: &Args, version: &Version) -> Result<u64
         totals.show(took);
     }
     Ok(totals.faults)
+}
+
+fn cannot_write(args: &Args) -> String {
+    format!("cannot write {}", args.out.as_deref().unwrap_or(Path::new("")).display())
 }
 
 /// How the lines come in: as entries of the stream that was named, or of the first that the plugin reads.
