@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
-use cofferdam_streams::{Format, ServerFacts, Store, StreamError};
+use cofferdam_streams::{Format, LaneKeys, SHARED_RECORDS, ServerFacts, Store, StreamError};
 use indicatif::HumanCount;
 use serde_json::json;
 
@@ -485,9 +485,21 @@ async fn format(findings: &mut Findings, store: &Store) -> Result<(), StreamErro
 
 async fn key_types(findings: &mut Findings, store: &Store) -> Result<(), StreamError> {
     let mut names: BTreeSet<String> = KNOWN_STREAMS.iter().map(|name| (*name).to_owned()).collect();
-    names.extend(store.lanes().await?.into_iter().map(|(stream, _)| stream));
+    let lanes = store.lanes().await?;
+    names.extend(lanes.iter().map(|(stream, _)| stream.clone()));
     names.extend(host_streams(store).await?);
     let mut wrong = 0;
+    let of_lanes = lanes.iter().flat_map(|(stream, group)| LaneKeys::new(stream, group).records().map(str::to_owned));
+    for record in of_lanes.chain(SHARED_RECORDS.map(str::to_owned)) {
+        let kind = store.key_type(&record).await?;
+        if kind != "hash" && kind != "none" {
+            wrong += 1;
+            let detail =
+                format!("{record} is a {kind}, and hosts keep a hash there: they can do nothing that needs it");
+            // Under a name of ours it would be taken for the record of another group.
+            findings.add(Health::Fail, "key types", detail, format!("redis-cli RENAME '{record}' 'old:{record}'"));
+        }
+    }
     for name in &names {
         let kind = store.key_type(name).await?;
         if kind != "stream" && kind != "none" {
@@ -497,7 +509,10 @@ async fn key_types(findings: &mut Findings, store: &Store) -> Result<(), StreamE
         }
     }
     if wrong == 0 {
-        findings.ok("key types", format!("none of {} stream names is taken by something else", names.len()));
+        findings.ok(
+            "key types",
+            format!("none of {} stream names is taken by something else, and every record is a hash", names.len()),
+        );
     }
     Ok(())
 }

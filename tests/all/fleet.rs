@@ -1,0 +1,82 @@
+//! What several hosts do to one another's plugins, and how it is shown.
+
+use cofferdam_tests::{Host, Place, Redis, cofferdam, errors, guest, program, publish, wait_until};
+use serde_json::Value;
+
+use crate::operators::emit;
+
+fn host_with(place: &Place, redis: &Redis, environment: &[(&str, &str)]) -> Host {
+    Host::start(&program(), &redis.url(), &place.directory.path().join("data1"), &place.plugins(), environment)
+}
+
+/// What a verb writes, whatever comes of it.
+fn shown(redis: &Redis, verb: &[&str]) -> String {
+    String::from_utf8_lossy(&cofferdam(&[verb, &["--redis", &redis.url()]].concat()).stdout).into_owned()
+}
+
+/// What `status` says of a plugin.
+fn status(redis: &Redis, plugin: &str) -> Value {
+    let document: Value = serde_json::from_str(&shown(redis, &["status", "--json"])).unwrap_or_default();
+    let plugins = document["plugins"].as_array().cloned().unwrap_or_default();
+    plugins.into_iter().find(|row| row["plugin"] == plugin).unwrap_or_default()
+}
+
+fn runs(host: &Host, plugin: &str) {
+    wait_until("it runs", || host.log().contains(&format!("live plugin=\"{plugin}\"")));
+}
+
+#[test]
+fn status_adds_up_what_a_plugin_reads_on_each_host_and_says_that_they_differ() {
+    let redis = Redis::start();
+    let (one, other) = (Place::new(), Place::new());
+    let manifest = |streams: &str| format!("subscribe = [{streams}]\nemit = [\"stream:out\"]\nstart = \"oldest\"\n");
+    // What the first was allowed covers the others.
+    one.put("actor", &guest("test/actor.wasm"), &manifest("\"stream:in\", \"stream:more\", \"stream:else\""));
+    let first = host_with(&one, &redis, &[]);
+    runs(&first, "actor");
+    one.put("actor", &guest("test/actor.wasm"), &manifest("\"stream:in\", \"stream:more\""));
+    other.put("actor", &guest("test/actor.wasm"), &manifest("\"stream:more\", \"stream:else\""));
+    let second = host_with(&other, &redis, &[]);
+    runs(&second, "actor");
+    wait_until("both say that they read two streams", || {
+        let rows: Vec<Value> = serde_json::from_str(&shown(&redis, &["plugins", "--json"])).unwrap_or_default();
+        rows.len() == 2
+            && rows.iter().all(|row| row["plugin"]["subscribe"].as_array().is_some_and(|list| list.len() == 2))
+    });
+    publish(&redis, "stream:in", (0..10).map(emit));
+    publish(&redis, "stream:more", (10..30).map(emit));
+    publish(&redis, "stream:else", (30..70).map(emit));
+    wait_until("all is handled", || redis.number(&["XLEN", "stream:out"]) == 70);
+    wait_until("all of it is counted", || status(&redis, "actor")["settled"]["committed"] == 70);
+    let row = status(&redis, "actor");
+    assert_eq!((&row["state"], &row["hosts"]), (&Value::from("mixed"), &Value::from(2)), "{row}");
+    let text = shown(&redis, &["status"]);
+    assert!(text.contains("cofferdam plugins"), "nothing says where to look: {text}");
+}
+
+#[test]
+fn one_damaged_record_is_named_and_hides_no_other_plugin() {
+    let (redis, place) = (Redis::start(), Place::new());
+    place.put_actor("");
+    let second = "subscribe = [\"stream:more\"]\nemit = [\"stream:out\"]\nstart = \"oldest\"\n";
+    place.put("second", &guest("test/actor.wasm"), second);
+    let _host = host_with(&place, &redis, &[]);
+    publish(&redis, "stream:in", (0..10).map(emit));
+    publish(&redis, "stream:more", (10..17).map(emit));
+    wait_until("all is counted", || {
+        ["actor", "second"].map(|plugin| status(&redis, plugin)["settled"]["committed"].clone()) == [10, 7]
+    });
+    let record = "cofferdam:ledger:stream:in|group:actor";
+    redis.cli(&["SET", record, "x"]);
+    for verb in ["status", "streams"] {
+        let output = cofferdam(&[verb, "--redis", &redis.url()]);
+        let (text, error) = (String::from_utf8_lossy(&output.stdout), errors(&output));
+        assert_eq!(output.status.code(), Some(1), "{verb}: {error}");
+        assert!(error.contains(&format!("{record} has the wrong type")), "{verb}: {error}");
+        assert!(text.contains('?') && text.contains(" 7 "), "{verb} hides what it can tell: {text}");
+    }
+    assert_eq!(status(&redis, "second")["settled"]["committed"], 7);
+    assert!(errors(&cofferdam(&["verify", "--redis", &redis.url()])).contains(record));
+    let doctor = shown(&redis, &["doctor"]);
+    assert!(doctor.contains(&format!("redis-cli RENAME '{record}'")), "{doctor}");
+}
