@@ -1,6 +1,10 @@
 //! What several hosts do to one another's plugins, and how it is shown.
 
-use cofferdam_tests::{Host, Place, Redis, cofferdam, errors, guest, program, publish, wait_until};
+use std::time::Duration;
+
+use cofferdam_tests::{
+    Host, Place, Redis, approve, cofferdam, comes_true, errors, guest, program, publish, wait_until,
+};
 use serde_json::Value;
 
 use crate::operators::emit;
@@ -52,6 +56,45 @@ fn status_adds_up_what_a_plugin_reads_on_each_host_and_says_that_they_differ() {
     assert_eq!((&row["state"], &row["hosts"]), (&Value::from("mixed"), &Value::from(2)), "{row}");
     let text = shown(&redis, &["status"]);
     assert!(text.contains("cofferdam plugins"), "nothing says where to look: {text}");
+}
+
+#[test]
+fn a_plugin_with_another_group_or_another_order_on_another_host_is_said_by_both() {
+    let redis = Redis::start();
+    let (one, other) = (Place::new(), Place::new());
+    let keyed = "emit = [\"stream:out\"]\n[[subscribe]]\nstream = \"stream:keyed\"\nkey = \"/key\"\n";
+    one.put_actor("");
+    one.put("orderly", &guest("test/actor.wasm"), &format!("order = \"key\"\n{keyed}"));
+    other.put_actor("group = \"group:other\"\n");
+    other.put("orderly", &guest("test/actor.wasm"), keyed);
+    let hosts = [host_with(&one, &redis, &[]), host_with(&other, &redis, &[])];
+    let patience = Duration::from_secs(60);
+    for words in ["each message of stream:in is handled by both", "messages of stream:keyed overtake one another"] {
+        for host in &hosts {
+            let is_said = || host.log().lines().any(|line| line.contains("ERROR") && line.contains(words));
+            assert!(comes_true(patience, is_said), "nothing says {words:?}");
+        }
+        wait_until("`plugins` says so", || shown(&redis, &["plugins"]).matches(words).count() == 2);
+    }
+    assert_eq!(status(&redis, "actor")["group"], "group:actor group:other");
+}
+
+#[test]
+fn a_circle_over_two_hosts_waits_for_whoever_closes_it() {
+    let redis = Redis::start();
+    let (one, other) = (Place::new(), Place::new());
+    one.put("there", &guest("test/actor.wasm"), "subscribe = [\"stream:in\"]\nemit = [\"stream:out\"]\n");
+    let _first = host_with(&one, &redis, &[]);
+    wait_until("one way is open", || status(&redis, "there")["state"] == "running");
+    other.put("back", &guest("test/actor.wasm"), "subscribe = [\"stream:out\"]\nemit = [\"stream:in\"]\n");
+    let second = host_with(&other, &redis, &[]);
+    wait_until("the way back waits, and the circle is shown", || {
+        let text = shown(&redis, &["plugins"]);
+        text.contains("+ closes a circle: back → stream:in → there → stream:out → back")
+    });
+    assert!(!second.log().contains("live plugin=\"back\""), "it ran before anybody allowed it");
+    approve(&second, &redis, "back", "it ends by itself");
+    runs(&second, "back");
 }
 
 #[test]

@@ -235,7 +235,14 @@ impl Admission {
     /// What comes of a version that may not run yet; `None` when it may, which is then noted.
     async fn unapproved(&self, version: &Version, claim: Claim, steps: &mut Steps) -> Option<Considered> {
         let (plugin, digest) = (version.manifest.name.clone(), version.terms.stamp.digest.clone());
-        let asks = Asks::of(&version.manifest, self.supervisor.cycles(&version.manifest));
+        let cycles = match self.supervisor.cycles(&version.manifest).await {
+            Ok(cycles) => cycles,
+            Err(error) => {
+                tracing::warn!(plugin, %error, "cannot ask what other hosts run; tried again");
+                return Some(Considered::Undecided { plugin });
+            }
+        };
+        let asks = Asks::of(&version.manifest, cycles);
         let known = match self.versions.store().approvals(&plugin, &digest, &asks.cycles).await {
             Ok(found) => Known::read(&found, claim),
             Err(error) => {
