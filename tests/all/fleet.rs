@@ -98,6 +98,35 @@ fn a_circle_over_two_hosts_waits_for_whoever_closes_it() {
 }
 
 #[test]
+fn doctor_says_which_hosts_have_another_lease_or_keep_another_part_of_a_stream() {
+    let redis = Redis::start();
+    let (one, other) = (Place::new(), Place::new());
+    let first = host_with(&one, &redis, &[]);
+    let checks = || -> Vec<(String, String)> {
+        let report: Value = serde_json::from_str(&shown(&redis, &["doctor", "--json"])).unwrap_or_default();
+        let checks = report["checks"].as_array().cloned().unwrap_or_default();
+        let of = |check: &Value, name: &str| check[name].as_str().unwrap_or_default().to_owned();
+        let of_settings = checks.iter().filter(|check| check["check"] == "host settings");
+        of_settings.map(|check| (of(check, "health"), of(check, "detail"))).collect()
+    };
+    let same = host_with(&other, &redis, &[]);
+    wait_until("both are known", || checks().iter().any(|(health, _)| health == "ok"));
+    same.stop();
+    let settings = [("COFFERDAM__DELIVERY__LEASE", "9s"), ("COFFERDAM__STREAMS__stream:in__KEEP", "500")];
+    let second = host_with(&other, &redis, &settings);
+    wait_until("both are known", || checks().len() == 2);
+    let names = [&first, &second].map(|host| crate::ordered::consumer(host).expect("it runs"));
+    for ((health, detail), [at_first, at_second]) in
+        checks().into_iter().zip([["lease = 2s", "lease = 9s"], ["keep = 10000000", "keep = 500"]])
+    {
+        assert_eq!(health, "warn", "{detail}");
+        for words in [format!("{at_first} on {}", names[0]), format!("{at_second} on {}", names[1])] {
+            assert!(detail.contains(&words), "{words:?} is not in {detail:?}");
+        }
+    }
+}
+
+#[test]
 fn one_damaged_record_is_named_and_hides_no_other_plugin() {
     let (redis, place) = (Redis::start(), Place::new());
     place.put_actor("");
