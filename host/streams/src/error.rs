@@ -117,6 +117,9 @@ fn key_of(command: &Cmd) -> Option<String> {
     }
 }
 
+/// How a script's error begins when its user may not send what the script sends: its code is only ERR. Redis 7.0, then later ones.
+const DENIED_IN_SCRIPT: [&str; 2] = ["The user executing the script can't ", "ACL failure in script"];
+
 impl From<RedisError> for StreamError {
     fn from(source: RedisError) -> Self {
         match source.kind() {
@@ -145,6 +148,9 @@ impl From<RedisError> for StreamError {
             Some("NOGROUP") => StreamError::NoGroup { source },
             Some("WRONGTYPE" | "BADDEAD") => StreamError::WrongType { key: None, source },
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StreamError::Denied { source },
+            _ if source.detail().is_some_and(|text| DENIED_IN_SCRIPT.iter().any(|words| text.starts_with(words))) => {
+                StreamError::Denied { source }
+            }
             _ if source.is_io_error() || source.is_timeout() || source.is_connection_dropped() => {
                 StreamError::Unreachable { source }
             }
@@ -187,6 +193,21 @@ mod tests {
         for (code, remedy) in table {
             assert_eq!(of(code).remedy(), remedy, "{code}");
         }
+    }
+
+    #[test]
+    fn what_a_script_may_not_send_is_told_from_other_errors_of_scripts() {
+        let said = [
+            "ERR The user executing the script can't run this command or subcommand script: 06321069, on @user_script:1.",
+            "ERR The user executing the script can't access at least one of the keys mentioned in the command arguments script: a2, on @user_script:2.",
+            "ERR ACL failure in script: User h has no permissions to run the 'xpending' command script: 06321069, on @user_script:1.",
+            "ERR ACL failure in script: No permissions to access a key script: a2e69d92, on @user_script:1.",
+        ];
+        for text in said {
+            assert!(of(text).to_string().contains("check the user's ACL"), "{}", of(text));
+        }
+        let other = of("ERR user_script:1: attempt to index a nil value script: a2e69d92, on @user_script:1.");
+        assert!(matches!(other, StreamError::Rejected { .. }), "{other}");
     }
 
     #[test]
