@@ -22,6 +22,8 @@ mod detonating;
 mod documents;
 /// Another server in the place of Redis: promotion, Sentinel.
 mod failover;
+/// What several hosts do to one another's plugins, and how it is shown.
+mod fleet;
 /// Hosts of two formats on one Redis.
 mod formats;
 /// Guests that mean harm, all 80 kinds of them.

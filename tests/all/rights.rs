@@ -177,6 +177,23 @@ fn a_user_that_may_no_longer_acknowledge_costs_nothing_when_it_may_again() {
     without(&["-xack"], &["+xack"]);
 }
 
+#[test]
+fn a_settle_that_its_own_script_may_not_carry_out_names_the_rights_as_the_cause() {
+    let (redis, place) = (Redis::start(), Place::new());
+    redis.cli(&["ACL", "SETUSER", "host", "on", ">secret", "+@all", "~*", "&*"]);
+    place.put_actor("");
+    let host = host_as(&place, &redis, "host", 1);
+    publish(&redis, "stream:in", (0..10).map(|seq| format!(r#"{{"do":"emit","seq":{seq},"busy_us":300000}}"#)));
+    wait_until("it holds some", || held_by(&redis, &consumer(&host)) > 3);
+    redis.cli(&["ACL", "SETUSER", "host", "-xpending"]);
+    let said = || alarms(&host).into_iter().find(|line| line.contains("cannot settle"));
+    wait_until("it is said", || said().is_some());
+    redis.cli(&["ACL", "SETUSER", "host", "+xpending"]);
+    assert!(said().is_some_and(|line| line.contains("check the user's ACL")), "{:?}", said());
+    wait_until("all is handled", || Outputs::of(&redis).missing(0..10).is_empty() && is_settled(&redis));
+    assert_eq!(Outputs::of(&redis).doubled(), 0);
+}
+
 /// The stream on which a lane's rescued and redriven entries come.
 const REDRIVE: &str = "cofferdam:redrive:group:actor";
 

@@ -218,15 +218,27 @@ fn a_version_that_rolled_back_by_itself_is_judged_anew_when_it_is_let_run_again(
 
     // Too few to say anything by: what it did before no longer counts.
     let pinned = || redis.cli(&["HEXISTS", "cofferdam:pins", "actor"]) == "1";
+    let history = || {
+        let output = cofferdam(&["history", "actor", "--redis", &redis.url()]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let said = history();
+    assert!(said.contains(&format!("{} was rolled back 20", &bad[..12])) && !said.contains("may run again"), "{said}");
     let output = cofferdam(&["unpin", "actor", "--redis", &redis.url(), "--reason", "mended downstream"]);
     assert!(output.status.success(), "{}", errors(&output));
     assert_eq!(settled_on(&redis, 1, &good), bad, "the folder counts again");
     publish(&redis, "stream:in", emits(240, 250));
     wait_until("they failed", || dead(&redis) == before + 10);
     wait_until("they are counted", || counted(&bad, "failed") == 10);
+    let said = history();
+    for words in ["runs on 1, let run again", "may run again since 20", "handled and failed are counted since 20"] {
+        assert!(said.contains(words), "{words:?} is missing:\n{said}");
+    }
     assert!(!comes_true(Duration::from_secs(4), pinned), "10 failures were enough, or those before it was let run");
     publish(&redis, "stream:in", emits(250, 280));
     assert_eq!(settled_on(&redis, 1, &bad), good, "it has failed again");
+    let said = history();
+    assert!(said.contains("counted since 20") && !said.contains("run again"), "it is rolled back again:\n{said}");
 
     // Who deploys it all the same is told that it runs, and not what its host said before.
     let folder = place.directory.path().join("again");

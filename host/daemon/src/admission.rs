@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cofferdam_sandbox::Digest;
+use cofferdam_streams::StreamError;
 
 use crate::approval::{Asks, Claim, Known};
 use crate::candidate::{Candidate, how_to_write_one};
@@ -232,12 +233,20 @@ impl Admission {
         }
     }
 
+    /// What a version asks for, and what its plugin has been allowed.
+    async fn asks(&self, version: &Version, claim: Claim) -> Result<(Asks, Known), StreamError> {
+        let (manifest, digest) = (&version.manifest, &version.terms.stamp.digest);
+        let asks = Asks::of(manifest, self.supervisor.cycles(manifest).await?);
+        let found = self.versions.store().approvals(&manifest.name, digest, &asks.cycles).await?;
+        let running = if found.allowed.is_none() { self.supervisor.runs_as(&manifest.name).await? } else { None };
+        Ok((asks, Known::read(&found, claim).or_as_runs(running)))
+    }
+
     /// What comes of a version that may not run yet; `None` when it may, which is then noted.
     async fn unapproved(&self, version: &Version, claim: Claim, steps: &mut Steps) -> Option<Considered> {
         let (plugin, digest) = (version.manifest.name.clone(), version.terms.stamp.digest.clone());
-        let asks = Asks::of(&version.manifest, self.supervisor.cycles(&version.manifest));
-        let known = match self.versions.store().approvals(&plugin, &digest, &asks.cycles).await {
-            Ok(found) => Known::read(&found, claim).or_as_runs(|| self.supervisor.runs_as(&plugin)),
+        let (asks, known) = match self.asks(version, claim).await {
+            Ok(both) => both,
             Err(error) => {
                 // A version that waits loses nothing, and the next look asks again.
                 tracing::warn!(plugin, %error, "cannot ask what this plugin has been allowed; tried again");

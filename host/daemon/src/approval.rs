@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cofferdam_model::route::HOPS_MAX;
+use cofferdam_model::route::{HOPS_MAX, Route};
 use cofferdam_sandbox::{Instances, Limits};
 use cofferdam_streams::Approvals;
 use serde::{Deserialize, Serialize};
@@ -102,9 +102,9 @@ impl Known {
 
     /// The same where something is known, else what the version that runs asks for: what is gone from a Redis that was emptied was allowed
     /// all the same.
-    pub(crate) fn or_as_runs(mut self, running: impl FnOnce() -> Option<Asks>) -> Known {
+    pub(crate) fn or_as_runs(mut self, running: Option<Asks>) -> Known {
         if self.allowed.is_none()
-            && let Some(running) = running()
+            && let Some(running) = running
         {
             self.lost = true;
             self.cycles.extend(running.cycles.iter().cloned());
@@ -297,20 +297,20 @@ fn show_limit(key: &str, value: u64) -> String {
 const CYCLES_MAX: usize = 32;
 
 /// The circles through a plugin, each as text that begins with the plugin whose name comes first, so that it is the same text
-/// whichever of its plugins was there last. `all` has the plugin too. A message ends after 8 hops, so longer circles are none.
-pub(crate) fn cycles(from: &Manifest, all: &[&Manifest]) -> Vec<String> {
+/// whichever of its plugins was there last. `routes` has the plugin's too. A message ends after 8 hops, so longer circles are none.
+pub(crate) fn cycles(from: &str, routes: &BTreeMap<&str, &Route>) -> Vec<String> {
     let mut found = std::collections::BTreeSet::new();
     let mut open: Vec<Vec<(&str, &str)>> = vec![Vec::new()];
     while let Some(path) = open.pop() {
-        let last = path.last().map_or(from.name.as_str(), |(_, plugin)| plugin);
-        let Some(plugin) = all.iter().find(|plugin| plugin.name == last) else { continue };
-        for stream in plugin.route.emit() {
-            for next in all.iter().filter(|next| next.route.subscribe().contains(stream)) {
+        let last = path.last().map_or(from, |(_, plugin)| plugin);
+        let Some(route) = routes.get(last) else { continue };
+        for stream in route.emit() {
+            for (&next, _) in routes.iter().filter(|(_, route)| route.subscribe().contains(stream)) {
                 let mut longer = path.clone();
-                longer.push((stream.as_str(), next.name.as_str()));
-                if next.name == from.name {
+                longer.push((stream.as_str(), next));
+                if next == from {
                     found.insert(as_text(&longer));
-                } else if longer.len() < HOPS_MAX as usize && !path.iter().any(|(_, name)| *name == next.name) {
+                } else if longer.len() < HOPS_MAX as usize && !path.iter().any(|(_, name)| *name == next) {
                     open.push(longer);
                 }
             }
@@ -491,11 +491,13 @@ mod tests {
     #[test]
     fn a_circle_has_the_same_text_from_every_plugin_in_it_and_a_line_has_none() {
         let (b, a, c) = (manifest("b", "s1", "s2"), manifest("a", "s2", "s3"), manifest("c", "s3", "s1"));
-        let all = [&b, &a, &c];
+        let mut routes: BTreeMap<&str, &Route> =
+            [&b, &a, &c].map(|plugin| (plugin.name.as_str(), &plugin.route)).into_iter().collect();
         let text = "a → s3 → c → s1 → b → s2 → a";
-        for plugin in all {
-            assert_eq!(cycles(plugin, &all), [text]);
+        for plugin in ["a", "b", "c"] {
+            assert_eq!(cycles(plugin, &routes), [text]);
         }
-        assert!(cycles(&b, &[&b, &a]).is_empty());
+        routes.remove("c");
+        assert!(cycles("b", &routes).is_empty());
     }
 }

@@ -16,7 +16,7 @@ use cofferdam_streams::{Retention, Store, StreamError};
 use serde::Deserialize;
 
 use crate::exit::Usage;
-use crate::quantity::{Bytes, Span};
+use crate::quantity::{Bytes, Span, show_bytes};
 use crate::signature::Signers;
 
 /// The file as written.
@@ -85,6 +85,23 @@ struct RawDelivery {
     grace: Option<Span>,
     in_flight: Option<usize>,
     in_flight_bytes: Option<Bytes>,
+}
+
+/// The settings of a stream, in the words of the file.
+pub(crate) fn show_stream_settings(retention: &Retention, budget: Option<u64>) -> String {
+    let mut text = format!("keep = {}", retention.entries);
+    if let Some(age) = retention.age {
+        text.push_str(&format!(", age = {}", humantime::format_duration(age)));
+    }
+    if !retention.ignored_groups.is_empty() {
+        let mut groups = retention.ignored_groups.clone();
+        groups.sort();
+        text.push_str(&format!(", ignore-groups = {groups:?}"));
+    }
+    if let Some(bytes) = budget {
+        text.push_str(&format!(", bytes = {}", show_bytes(bytes)));
+    }
+    text
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -313,6 +330,14 @@ impl Config {
     /// How much of a stream is kept.
     pub(crate) fn retention(&self, stream: &str) -> Retention {
         self.retentions.get(stream).cloned().unwrap_or_default()
+    }
+
+    /// What every stream that the file names is set to, as text by stream.
+    pub(crate) fn stream_settings(&self) -> BTreeMap<String, String> {
+        let text = |(name, retention): (&String, &Retention)| {
+            (name.clone(), show_stream_settings(retention, self.byte_budget(name)))
+        };
+        self.retentions.iter().map(text).collect()
     }
 
     /// How many bytes a stream may take before plugins stop writing to it.

@@ -2,7 +2,7 @@
 //!
 //! Every round it takes down the numbers of each lane at one moment, compares them with those of the round before, and logs as an
 //! error what an operator must know: entries trimmed away unread, or soon to be; a group whose counts no longer add up,
-//! because somebody moved it or deleted a consumer; a group that another plugin on another host reads with too. What waited for its retry
+//! because somebody moved it or deleted a consumer; a plugin that does not fit to those of other hosts. What waited for its retry
 //! and was lost that way is given back. And it holds plugins back whose dead letters or whose outputs would fill Redis.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ use crate::clock;
 use crate::commands::reports;
 use crate::config::Config;
 use crate::quantity::show_bytes;
-use crate::supervisor::{State, Supervisor};
+use crate::supervisor::{PluginReport, State, Supervisor};
 
 /// Rounds are a third of the lease apart, within these.
 const ROUND_MIN: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ pub(crate) async fn guard(
     let every = (config.delivery.lease / 3).clamp(ROUND_MIN, ROUND_MAX);
     let mut lanes: BTreeMap<(String, String), Memory> = BTreeMap::new();
     let mut limits = Limits::default();
-    let mut sharers = Sharers::default();
+    let mut others = OtherHosts::default();
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => {}
@@ -61,10 +61,10 @@ pub(crate) async fn guard(
             }
             standing.entry(plugin.clone()).or_default().extend(memory.standing());
         }
-        if let Err(error) = sharers.look(&store, &running).await {
+        if let Err(error) = others.look(&store, &supervisor).await {
             tracing::debug!(%error, "cannot look at the other hosts");
         }
-        for (plugin, text) in sharers.standing() {
+        for (plugin, text) in others.standing() {
             standing.entry(plugin.clone()).or_default().push(text.clone());
         }
         supervisor.set_alarms(standing);
@@ -153,38 +153,36 @@ impl Limits {
     }
 }
 
-/// Other plugins, on other hosts, that have the group of one that runs here. On one host the second is refused; hosts do not refuse each
-/// other's, because a plugin that is renamed would then wait on each for the others.
+/// Where plugins of other hosts and those that run here do not fit together. On one host the second of two plugins of a group is refused;
+/// hosts do not refuse each other's, because a plugin that is changed on one after another would then wait on each for the others.
 #[derive(Debug, Default)]
-struct Sharers {
+struct OtherHosts {
     looked: Option<Instant>,
     /// What was found at the last look, by plugin, and whether at the one before too.
     found: BTreeMap<(String, String), bool>,
 }
 
-impl Sharers {
+impl OtherHosts {
     /// Looks if it is time to, and logs what is found for the second time.
-    async fn look(&mut self, store: &Store, running: &[(String, LaneKeys)]) -> Result<(), StreamError> {
+    async fn look(&mut self, store: &Store, supervisor: &Supervisor) -> Result<(), StreamError> {
         if self.looked.is_some_and(|at| at.elapsed() < HOSTS_EVERY) {
             return Ok(());
         }
         self.looked = Some(Instant::now());
+        let runs = |plugin: &&PluginReport| plugin.state == State::Running;
+        let own = supervisor.report();
         let mut found = BTreeMap::new();
         for (host, plugins) in reports(store).await? {
-            for other in plugins.iter().filter(|other| other.state == State::Running) {
-                let shares =
-                    |(plugin, keys): &&(String, LaneKeys)| *plugin != other.name && *keys.group == *other.group;
-                let Some((plugin, _)) = running.iter().find(shares) else { continue };
-                let text = format!(
-                    "{} on host {} has the group {:?} too: each takes the other's messages; give one of them a group of its own",
-                    other.name, host.consumer, other.group
-                );
-                let shared = (plugin.clone(), text);
-                let before = self.found.get(&shared).copied();
+            let pairs =
+                plugins.iter().filter(runs).flat_map(|other| own.iter().filter(runs).map(move |own| (own, other)));
+            for (own, other) in pairs {
+                let Some(text) = misfit(own, other, &host.consumer) else { continue };
+                let misfit = (own.name.clone(), text);
+                let before = self.found.get(&misfit).copied();
                 if before == Some(false) {
-                    tracing::error!(plugin, "{}", shared.1);
+                    tracing::error!(plugin = own.name, "{}", misfit.1);
                 }
-                found.insert(shared, before.is_some());
+                found.insert(misfit, before.is_some());
             }
         }
         self.found = found;
@@ -193,8 +191,35 @@ impl Sharers {
 
     /// What was found twice in a row, with its plugin.
     fn standing(&self) -> impl Iterator<Item = &(String, String)> {
-        self.found.iter().filter(|(_, stands)| **stands).map(|(shared, _)| shared)
+        self.found.iter().filter(|(_, stands)| **stands).map(|(misfit, _)| misfit)
     }
+}
+
+/// What is wrong between a plugin here and one on another host, and what to do; `None` when they fit.
+fn misfit(own: &PluginReport, other: &PluginReport, host: &str) -> Option<String> {
+    if own.name != other.name {
+        return (own.group == other.group).then(|| {
+            format!(
+                "{} on host {host} has the group {:?} too: each takes the other's messages; give one of them a group of its own",
+                other.name, other.group
+            )
+        });
+    }
+    let stream = own.subscribe.iter().find(|stream| other.subscribe.contains(stream))?;
+    if own.group != other.group {
+        return Some(format!(
+            "it has the group {:?} here and {:?} on host {host}: each message of {stream} is handled by both; give it the same group on \
+             every host",
+            own.group, other.group
+        ));
+    }
+    let keeps = |ordered: bool| if ordered { "keeps the order of each key" } else { "keeps no order" };
+    let (here, there) = own.ordered.zip(other.ordered).filter(|(here, there)| here != there)?;
+    Some(format!(
+        "it {} here and {} on host {host}: messages of {stream} overtake one another; give it the same order on every host",
+        keeps(here),
+        keeps(there)
+    ))
 }
 
 /// One round for one lane.
@@ -503,6 +528,33 @@ mod tests {
         assert_eq!(memory.compare(&seen, false, now), []);
         let alarms = memory.compare(&seen, false, now);
         assert!(matches!(alarms[..], [Alarm::Trimmed { count: 50, .. }, Alarm::Missing { count: 70 }]), "{alarms:?}");
+    }
+
+    #[test]
+    fn plugins_of_two_hosts_fit_unless_they_share_a_group_or_one_has_another_group_or_order() {
+        // As a host of an earlier version says it: without its order.
+        let of = |name: &str, group: &str, subscribe: &[&str]| -> PluginReport {
+            let report = serde_json::json!({"name": name, "state": "running", "digest": "d", "group": group, "subscribe": subscribe, "emit": [],
+                "since_ms": 0, "detail": "", "candidate": "", "counts": cofferdam_delivery::Counts::default()});
+            serde_json::from_value(report).unwrap()
+        };
+        let ordered = |ordered| PluginReport { ordered: Some(ordered), ..of("p", "g", &["s"]) };
+        let says = |own: &PluginReport, other: &PluginReport, words: &str| {
+            let text = misfit(own, other, "h").unwrap();
+            assert!(text.contains(words) && text.contains("on host h") && text.contains("give"), "{text}");
+        };
+        says(&of("p", "g", &["s"]), &of("q", "g", &["t"]), "each takes the other's messages");
+        says(&of("p", "g", &["r", "s"]), &of("p", "other", &["s"]), "each message of s is handled by both");
+        says(&ordered(true), &ordered(false), "it keeps the order of each key here and keeps no order on host h");
+        for (own, other) in [
+            (of("p", "g", &["s"]), of("q", "other", &["s"])),
+            (of("p", "g", &["s"]), of("p", "other", &["t"])),
+            (of("p", "g", &["s"]), of("p", "g", &["t"])),
+            (ordered(true), ordered(true)),
+            (ordered(true), of("p", "g", &["s"])),
+        ] {
+            assert_eq!(misfit(&own, &other, "h"), None);
+        }
     }
 
     #[test]

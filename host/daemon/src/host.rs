@@ -92,7 +92,14 @@ impl Host {
         let tasks = vec![
             tokio::spawn(bells.run(store.clone())),
             tokio::spawn(folder.run(stopping.clone())),
-            tokio::spawn(report(store.clone(), consumer.clone(), supervisor.clone(), versions, stopping.clone())),
+            tokio::spawn(report(
+                store.clone(),
+                consumer.clone(),
+                config.clone(),
+                supervisor.clone(),
+                versions,
+                stopping.clone(),
+            )),
             tokio::spawn(trim(store.clone(), consumer.clone(), config.clone(), supervisor.clone(), stopping.clone())),
             tokio::spawn(guard(store.clone(), supervisor.clone(), config.clone(), stopping)),
         ];
@@ -151,6 +158,7 @@ fn host_name() -> String {
 async fn report(
     store: Store,
     consumer: Arc<str>,
+    config: Arc<Config>,
     supervisor: Arc<Supervisor>,
     versions: Arc<Versions>,
     mut stopping: watch::Receiver<bool>,
@@ -166,6 +174,8 @@ async fn report(
             pid: std::process::id(),
             started_ms,
             reported_ms: clock::now_ms(),
+            lease_ms: u64::try_from(config.delivery.lease.as_millis()).unwrap_or(u64::MAX),
+            streams: config.stream_settings(),
             plugins,
         };
         if let Err(error) = store.report(&report, REPORT_LIVES).await {

@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cofferdam_delivery::{
     Bells, Counters, Counts, DeliveryConfig, Doing, Gate, Lane, LaneParts, Mode, PluginBreaker, Reader,
 };
-use cofferdam_streams::{LaneKeys, Store, redrive_stream};
+use cofferdam_model::route::Route;
+use cofferdam_streams::{LaneKeys, Store, StreamError, redrive_stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::approval::Asks;
-use crate::approval::cycles;
+use crate::approval::{Asks, cycles};
 use crate::clock;
+use crate::commands::reports;
 use crate::manifest::{Manifest, StartRule, Subscribed};
 use crate::runner::{PluginRunner, System};
 use crate::steps::StepReport;
@@ -46,6 +47,9 @@ pub(crate) struct PluginReport {
     pub(crate) group: String,
     pub(crate) subscribe: Vec<String>,
     pub(crate) emit: Vec<String>,
+    /// Whether it keeps the order of each key; hosts of earlier versions did not say.
+    #[serde(default)]
+    pub(crate) ordered: Option<bool>,
     /// Since when this version is live, in milliseconds since 1970.
     pub(crate) since_ms: u64,
     /// Why it waits or was refused, or why a newer version was.
@@ -307,19 +311,35 @@ impl Supervisor {
         ))
     }
 
-    /// The circles that a plugin closes with those that run: it emits what another one reads, and so on, back to what it reads.
-    pub(crate) fn cycles(&self, manifest: &Manifest) -> Vec<String> {
+    /// The circles that a plugin closes with those that run, here or on another living host: it emits what another one reads, and so
+    /// on, back to what it reads. Of a plugin that runs here and elsewhere, what it reads and emits here counts.
+    ///
+    /// # Errors
+    /// Whatever Redis answers to the question what the others run.
+    pub(crate) async fn cycles(&self, manifest: &Manifest) -> Result<Vec<String>, StreamError> {
+        let elsewhere: BTreeMap<String, Route> = reports(&self.store)
+            .await?
+            .into_iter()
+            .filter(|(host, _)| *host.consumer != *self.consumer)
+            .flat_map(|(_, plugins)| plugins)
+            // One that does not run has no streams, and no route.
+            .filter_map(|plugin| Some((plugin.name, Route::new(plugin.subscribe, plugin.emit).ok()?)))
+            .collect();
         let inner = self.locked();
-        let others = inner.running.values().map(|running| &running.version.manifest);
-        let others = others.filter(|other| other.name != manifest.name).chain([manifest]);
-        cycles(manifest, &others.collect::<Vec<_>>())
+        let mut routes: BTreeMap<&str, &Route> = elsewhere.iter().map(|(name, route)| (name.as_str(), route)).collect();
+        routes.extend(inner.running.iter().map(|(name, running)| (name.as_str(), &running.version.manifest.route)));
+        routes.insert(&manifest.name, &manifest.route);
+        Ok(cycles(&manifest.name, &routes))
     }
 
     /// What the version of a plugin that is here asks for, the circles that it closes included; `None` when there is none.
-    pub(crate) fn runs_as(&self, name: &str) -> Option<Asks> {
-        let manifest = self.locked().running.get(name)?.version.manifest.clone();
-        let cycles = self.cycles(&manifest);
-        Some(Asks::of(&manifest, cycles))
+    ///
+    /// # Errors
+    /// Whatever Redis answers to the question what the others run.
+    pub(crate) async fn runs_as(&self, name: &str) -> Result<Option<Asks>, StreamError> {
+        let running = self.locked().running.get(name).map(|running| running.version.clone());
+        let Some(version) = running else { return Ok(None) };
+        Ok(Some(Asks::of(&version.manifest, self.cycles(&version.manifest).await?)))
     }
 
     /// The digest of a plugin's live version.
@@ -431,6 +451,7 @@ impl Supervisor {
                 group: manifest.group.clone(),
                 subscribe: manifest.route.subscribe().to_vec(),
                 emit: manifest.route.emit().to_vec(),
+                ordered: Some(manifest.ordered),
                 since_ms: running.since_ms,
                 detail,
                 candidate: note.candidate,
@@ -448,6 +469,7 @@ impl Supervisor {
                 group: String::new(),
                 subscribe: Vec::new(),
                 emit: Vec::new(),
+                ordered: None,
                 since_ms: 0,
                 detail: note.detail.clone(),
                 candidate: note.candidate.clone(),

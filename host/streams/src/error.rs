@@ -1,6 +1,6 @@
 //! What can go wrong between us and Redis, sorted by what the caller must do. The one place that reads error codes.
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{Arg, Cmd, ErrorKind, RedisError, ServerErrorKind};
 
 /// An error of the streams crate.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +29,11 @@ pub enum StreamError {
         /// The client's error.
         source: RedisError,
     },
-    /// A key that must be a stream is something else.
-    #[error("a key has the wrong type: {source}")]
+    /// A key that must be a stream, or one of our hashes, is something else.
+    #[error("{} has the wrong type: {source}", .key.as_deref().unwrap_or("a key"))]
     WrongType {
+        /// Its name, where the command names one key; a script's error may name it itself.
+        key: Option<String>,
         /// The client's error.
         source: RedisError,
     },
@@ -92,7 +94,31 @@ impl StreamError {
             | StreamError::Unsuitable { .. } => Remedy::Operator,
         }
     }
+
+    /// The same, with the name of the key where a command was answered with an error about its key.
+    pub(crate) fn to(self, command: &Cmd) -> Self {
+        match self {
+            StreamError::WrongType { key: None, source } => StreamError::WrongType { key: key_of(command), source },
+            other => other,
+        }
+    }
 }
+
+/// The key that a command names, where it is one.
+fn key_of(command: &Cmd) -> Option<String> {
+    let mut words = command.args_iter().filter_map(|word| match word {
+        Arg::Simple(word) => Some(String::from_utf8_lossy(word).into_owned()),
+        _ => None,
+    });
+    match words.next()?.as_str() {
+        "XINFO" | "XGROUP" | "MEMORY" => words.nth(1),
+        "XREAD" | "XREADGROUP" | "EVALSHA" => None,
+        _ => words.next(),
+    }
+}
+
+/// How a script's error begins when its user may not send what the script sends: its code is only ERR. Redis 7.0, then later ones.
+const DENIED_IN_SCRIPT: [&str; 2] = ["The user executing the script can't ", "ACL failure in script"];
 
 impl From<RedisError> for StreamError {
     fn from(source: RedisError) -> Self {
@@ -120,8 +146,11 @@ impl From<RedisError> for StreamError {
             Some("OOM" | "MISCONF" | "NOREPLICAS") => StreamError::WritesRefused { source },
             Some("BUSY" | "UNBLOCKED") => StreamError::NotReady { source },
             Some("NOGROUP") => StreamError::NoGroup { source },
-            Some("WRONGTYPE" | "BADDEAD") => StreamError::WrongType { source },
+            Some("WRONGTYPE" | "BADDEAD") => StreamError::WrongType { key: None, source },
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StreamError::Denied { source },
+            _ if source.detail().is_some_and(|text| DENIED_IN_SCRIPT.iter().any(|words| text.starts_with(words))) => {
+                StreamError::Denied { source }
+            }
             _ if source.is_io_error() || source.is_timeout() || source.is_connection_dropped() => {
                 StreamError::Unreachable { source }
             }
@@ -164,5 +193,32 @@ mod tests {
         for (code, remedy) in table {
             assert_eq!(of(code).remedy(), remedy, "{code}");
         }
+    }
+
+    #[test]
+    fn what_a_script_may_not_send_is_told_from_other_errors_of_scripts() {
+        let said = [
+            "ERR The user executing the script can't run this command or subcommand script: 06321069, on @user_script:1.",
+            "ERR The user executing the script can't access at least one of the keys mentioned in the command arguments script: a2, on @user_script:2.",
+            "ERR ACL failure in script: User h has no permissions to run the 'xpending' command script: 06321069, on @user_script:1.",
+            "ERR ACL failure in script: No permissions to access a key script: a2e69d92, on @user_script:1.",
+        ];
+        for text in said {
+            assert!(of(text).to_string().contains("check the user's ACL"), "{}", of(text));
+        }
+        let other = of("ERR user_script:1: attempt to index a nil value script: a2e69d92, on @user_script:1.");
+        assert!(matches!(other, StreamError::Rejected { .. }), "{other}");
+    }
+
+    #[test]
+    fn a_key_of_the_wrong_type_is_named_by_the_command_that_found_it() {
+        let found = |words: &[&str]| {
+            let mut command = redis::cmd(words[0]);
+            command.arg(&words[1..]);
+            of("WRONGTYPE").to(&command).to_string()
+        };
+        assert!(found(&["HGETALL", "a"]).starts_with("a has the wrong type"));
+        assert!(found(&["XINFO", "GROUPS", "b"]).starts_with("b has the wrong type"));
+        assert!(found(&["XREAD", "STREAMS", "c", "0"]).starts_with("a key has the wrong type"));
     }
 }

@@ -36,6 +36,9 @@ pub fn retry_consumer() -> String {
 /// What plugins have been allowed, and which versions are approved by name.
 pub(crate) const APPROVALS_KEY: &str = "cofferdam:approvals";
 
+/// The records that all plugins share, each a hash.
+pub const SHARED_RECORDS: [&str; 3] = [TRIMMED_KEY, PINS_KEY, APPROVALS_KEY];
+
 /// The stream on which a group gets back what was sent back from the dead letters.
 pub fn redrive_stream(group: &str) -> String {
     format!("cofferdam:redrive:{group}")
@@ -64,6 +67,11 @@ impl LaneKeys {
             ledger: format!("cofferdam:ledger:{stream}|{group}"),
             park: format!("cofferdam:park:{stream}|{group}"),
         }
+    }
+
+    /// The keys of its records, each a hash.
+    pub fn records(&self) -> [&str; 2] {
+        [&self.ledger, &self.park]
     }
 
     /// Whether this lane reads its group's redrive stream.

@@ -41,7 +41,7 @@ pub use error::{Remedy, StreamError};
 pub use fetch::{ConsumerInfo, Doorbell, Look, Suspect, TakeFor, Taken, Watched};
 pub use format::Format;
 pub use group::{Ensured, GroupInfo, Start};
-pub use keys::{LaneKeys, redrive_stream, retry_consumer};
+pub use keys::{LaneKeys, SHARED_RECORDS, redrive_stream, retry_consumer};
 pub use ledger::{Ledger, Tally};
 pub use link::{Link, Opening, Server};
 pub use mutants::{MUTANTS, planted};

@@ -1,5 +1,6 @@
 //! Which hosts are alive, and what each says of its plugins: one key a host that expires by itself.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,12 @@ pub struct HostReport {
     pub started_ms: u64,
     /// When it said so, in milliseconds since 1970.
     pub reported_ms: u64,
+    /// After how much silence it takes over what others hold, in milliseconds; 0 of a host that did not say.
+    #[serde(default)]
+    pub lease_ms: u64,
+    /// What it is told of streams, as text by stream: how much of them it keeps, and what they may take.
+    #[serde(default)]
+    pub streams: BTreeMap<String, String>,
     /// Its plugins, as the daemon describes them.
     pub plugins: serde_json::Value,
 }

@@ -92,7 +92,8 @@ impl Store {
     /// # Errors
     /// Whatever Redis answers.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StreamError> {
-        Ok(command.query_async(&mut Through(&*self.reads)).await?)
+        let reply = command.query_async(&mut Through(&*self.reads)).await;
+        reply.map_err(|error| StreamError::from(error).to(command))
     }
 
     /// Sends several commands in one go on the writing connection; their replies in order.

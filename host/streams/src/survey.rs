@@ -205,6 +205,8 @@ impl Store {
         let mut there = Vec::with_capacity(lanes.len());
         for lane in lanes {
             there.push(self.group(&lane.stream, &lane.group).await?.is_some());
+            // Were it no hash, the error of the transaction would not say which key that is.
+            let _: u64 = self.query(redis::cmd("HLEN").arg(&lane.ledger)).await?;
         }
         Ok(there)
     }

@@ -44,6 +44,12 @@ pub struct VersionFacts {
     /// Why it was rolled back; empty when it was not.
     #[serde(default)]
     pub bad: String,
+    /// When that was, in milliseconds since 1970; 0 when it was not, or nobody noted it.
+    #[serde(default)]
+    pub bad_ms: u64,
+    /// Since when its deliveries are counted, in milliseconds since 1970, when its pin was ended and they were counted anew; else 0.
+    #[serde(default)]
+    pub anew_ms: u64,
     /// Whether its first deliveries have been looked at and found no worse than those of the version before.
     #[serde(default)]
     pub proved: bool,
@@ -76,6 +82,8 @@ const ABOUT: &str = "";
 const OK: &str = ":ok";
 const FAILED: &str = ":failed";
 const BAD: &str = ":bad";
+const BAD_MS: &str = ":bad_ms";
+const ANEW_MS: &str = ":anew_ms";
 const PROVED: &str = ":proved";
 
 impl Store {
@@ -132,7 +140,7 @@ impl Store {
     pub async fn forget_version(&self, plugin: &str, digest: &str) -> Result<(), StreamError> {
         let mut pipe = redis::pipe();
         let forget = pipe.cmd("HDEL").arg(versions_key(plugin));
-        for field in [ABOUT, OK, FAILED, BAD, PROVED] {
+        for field in [ABOUT, OK, FAILED, BAD, BAD_MS, ANEW_MS, PROVED] {
             forget.arg(format!("{digest}{field}"));
         }
         pipe.ignore().cmd("DEL").arg(version_key(digest)).ignore();
@@ -168,6 +176,7 @@ impl Store {
             let number = |field: &str| of(field).and_then(|text| text.parse().ok()).unwrap_or(0);
             (facts.ok, facts.failed) = (number(OK), number(FAILED));
             facts.bad = of(BAD).cloned().unwrap_or_default();
+            (facts.bad_ms, facts.anew_ms) = (number(BAD_MS), number(ANEW_MS));
             facts.proved = of(PROVED).is_some();
             versions.push(facts);
         }
@@ -226,19 +235,21 @@ impl Store {
         pipe.atomic().cmd("HSET").arg(PINS_KEY).arg(plugin).arg(text).ignore();
         if !pin.instead_of.is_empty() {
             let why = if pin.why.is_empty() { "rolled back" } else { &pin.why };
-            pipe.cmd("HSET").arg(versions_key(plugin)).arg(format!("{}{BAD}", pin.instead_of)).arg(why).ignore();
-            pipe.cmd("HDEL").arg(versions_key(plugin)).arg(format!("{}{BAD}", pin.digest)).ignore();
+            let of = |field: &str| format!("{}{field}", pin.instead_of);
+            pipe.cmd("HSET").arg(versions_key(plugin)).arg(of(BAD)).arg(why).arg(of(BAD_MS)).arg(pin.at_ms).ignore();
+            let good = [BAD, BAD_MS].map(|field| format!("{}{field}", pin.digest));
+            pipe.cmd("HDEL").arg(versions_key(plugin)).arg(&good).ignore();
         }
         pipe.add_command(act.command()).ignore();
         self.pipeline(&pipe).await
     }
 
     /// Takes a plugin's pin away and writes the act down; whether there was one. What runs from then on is judged by what it does
-    /// from then on: how those have fared that were rolled back is forgotten.
+    /// from then on: how those have fared that were rolled back is forgotten, and noted to be counted since `now_ms`.
     ///
     /// # Errors
     /// Whatever Redis answers.
-    pub async fn unpin(&self, plugin: &str, act: &Act<'_>) -> Result<bool, StreamError> {
+    pub async fn unpin(&self, plugin: &str, now_ms: u64, act: &Act<'_>) -> Result<bool, StreamError> {
         if self.query::<Option<String>>(redis::cmd("HGET").arg(PINS_KEY).arg(plugin)).await?.is_none() {
             return Ok(false);
         }
@@ -248,6 +259,7 @@ impl Store {
         for facts in known.iter().filter(|facts| !facts.bad.is_empty()) {
             let counts = [OK, FAILED].map(|field| format!("{}{field}", facts.digest));
             pipe.cmd("HDEL").arg(versions_key(plugin)).arg(&counts).ignore();
+            pipe.cmd("HSET").arg(versions_key(plugin)).arg(format!("{}{ANEW_MS}", facts.digest)).arg(now_ms).ignore();
         }
         pipe.add_command(act.command()).ignore();
         let () = self.pipeline(&pipe).await?;

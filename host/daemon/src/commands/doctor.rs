@@ -1,20 +1,20 @@
 //! `doctor`: this machine and its Redis, looked at one thing after another, each with what to type to mend it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use cofferdam_model::route::{DEAD_LETTER_STREAM, OPERATOR_LOG_STREAM};
-use cofferdam_streams::{Format, ServerFacts, Store, StreamError};
+use cofferdam_streams::{Format, HostReport, LaneKeys, Retention, SHARED_RECORDS, ServerFacts, Store, StreamError};
 use indicatif::HumanCount;
 use serde_json::json;
 
 use super::streams::{KNOWN_STREAMS, host_streams};
 use crate::cli::Common;
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, show_stream_settings};
 use crate::escape::safe;
 use crate::exit::Failed;
 use crate::quantity::show_bytes;
@@ -485,9 +485,21 @@ async fn format(findings: &mut Findings, store: &Store) -> Result<(), StreamErro
 
 async fn key_types(findings: &mut Findings, store: &Store) -> Result<(), StreamError> {
     let mut names: BTreeSet<String> = KNOWN_STREAMS.iter().map(|name| (*name).to_owned()).collect();
-    names.extend(store.lanes().await?.into_iter().map(|(stream, _)| stream));
+    let lanes = store.lanes().await?;
+    names.extend(lanes.iter().map(|(stream, _)| stream.clone()));
     names.extend(host_streams(store).await?);
     let mut wrong = 0;
+    let of_lanes = lanes.iter().flat_map(|(stream, group)| LaneKeys::new(stream, group).records().map(str::to_owned));
+    for record in of_lanes.chain(SHARED_RECORDS.map(str::to_owned)) {
+        let kind = store.key_type(&record).await?;
+        if kind != "hash" && kind != "none" {
+            wrong += 1;
+            let detail =
+                format!("{record} is a {kind}, and hosts keep a hash there: they can do nothing that needs it");
+            // Under a name of ours it would be taken for the record of another group.
+            findings.add(Health::Fail, "key types", detail, format!("redis-cli RENAME '{record}' 'old:{record}'"));
+        }
+    }
     for name in &names {
         let kind = store.key_type(name).await?;
         if kind != "stream" && kind != "none" {
@@ -497,7 +509,10 @@ async fn key_types(findings: &mut Findings, store: &Store) -> Result<(), StreamE
         }
     }
     if wrong == 0 {
-        findings.ok("key types", format!("none of {} stream names is taken by something else", names.len()));
+        findings.ok(
+            "key types",
+            format!("none of {} stream names is taken by something else, and every record is a hash", names.len()),
+        );
     }
     Ok(())
 }
@@ -543,5 +558,51 @@ async fn hosts(findings: &mut Findings, store: &Store) -> Result<(), StreamError
         let detail = "two hosts run under one machine's name: more than one on a machine, or two machines of one name";
         findings.add(Health::Warn, "host names", detail, "");
     }
+    settings(findings, &hosts);
     Ok(())
+}
+
+/// Settings that all hosts must have alike, because they share what these are about.
+fn settings(findings: &mut Findings, hosts: &[HostReport]) {
+    const WHAT: &str = "host settings";
+    // Those of earlier versions do not say.
+    let hosts: Vec<&HostReport> = hosts.iter().filter(|host| host.lease_ms > 0).collect();
+    let mut differ = false;
+    let lease =
+        |host: &HostReport| format!("lease = {}", humantime::format_duration(Duration::from_millis(host.lease_ms)));
+    if let Some(detail) = difference(&hosts, lease) {
+        differ = true;
+        let detail = format!("{detail}: the shorter one takes over what others are still at work on");
+        findings.add(
+            Health::Warn,
+            WHAT,
+            detail,
+            "give all hosts the same [delivery] lease, and restart those you change",
+        );
+    }
+    let usual = show_stream_settings(&Retention::default(), None);
+    let streams: BTreeSet<&String> = hosts.iter().flat_map(|host| host.streams.keys()).collect();
+    for stream in streams {
+        let of = |host: &HostReport| host.streams.get(stream).unwrap_or(&usual).clone();
+        if let Some(detail) = difference(&hosts, of) {
+            differ = true;
+            let detail = format!("{stream}: {detail}: whichever of them trims goes by its own");
+            let mend = format!("give all hosts the same [streams.\"{stream}\"], and restart those you change");
+            findings.add(Health::Warn, WHAT, detail, mend);
+        }
+    }
+    if hosts.len() > 1 && !differ {
+        findings.ok(WHAT, "all have the same lease and the same settings of streams");
+    }
+}
+
+/// Which hosts have which setting; `None` when all have the same.
+fn difference(hosts: &[&HostReport], setting: impl Fn(&HostReport) -> String) -> Option<String> {
+    let mut by_setting: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for host in hosts {
+        by_setting.entry(setting(host)).or_default().push(&host.consumer);
+    }
+    let texts: Vec<String> =
+        by_setting.iter().map(|(setting, hosts)| format!("{setting} on {}", hosts.join(", "))).collect();
+    (texts.len() > 1).then(|| texts.join("; "))
 }

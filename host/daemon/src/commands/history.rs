@@ -49,7 +49,9 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         if pin.as_ref().is_some_and(|pin| pin.digest == facts.digest) {
             words.push(String::from("pinned"));
         }
-        if !facts.bad.is_empty() {
+        if hosts > 0 && !facts.bad.is_empty() && pin.is_none() {
+            words.push(String::from("let run again"));
+        } else if !facts.bad.is_empty() {
             words.push(String::from("rolled back"));
         }
         words.join(", ")
@@ -86,8 +88,11 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         ]);
     }
     line(&rows.to_string());
-    for facts in known.iter().filter(|facts| !facts.bad.is_empty()) {
-        line(&format!("\n{} was rolled back: {}", short(&facts.digest), safe(&facts.bad)));
+    for facts in &known {
+        let said = past(facts, pin.is_some());
+        if !said.is_empty() {
+            line(&format!("\n{} {}", short(&facts.digest), safe(&said)));
+        }
     }
     if let Some(pin) = &pin {
         line(&format!(
@@ -113,6 +118,23 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         line(&rows.to_string());
     }
     Ok(())
+}
+
+/// What became of a version, and since when it is counted where that is not its beginning; empty when there is nothing to say.
+/// Without a pin, what was rolled back may run again.
+fn past(facts: &VersionFacts, is_pinned: bool) -> String {
+    let at = |ms: u64| if ms > 0 { format!(" {} UTC", clock::short(ms)) } else { String::new() };
+    let mut said = Vec::new();
+    if !facts.bad.is_empty() {
+        said.push(format!("was rolled back{}: {}", at(facts.bad_ms), facts.bad));
+        if !is_pinned {
+            said.push(format!("may run again{}", at(facts.anew_ms).replacen(' ', " since ", 1)));
+        }
+    }
+    if facts.anew_ms > 0 {
+        said.push(format!("handled and failed are counted since{}", at(facts.anew_ms)));
+    }
+    said.join("; ")
 }
 
 /// On how many hosts each version runs, by digest.

@@ -128,9 +128,10 @@ pub(crate) async fn unpin(common: &Common, args: UnpinArgs) -> Result<()> {
 pub(crate) async fn release(store: &Store, plugin: &str, verb: &str, why: &str) -> Result<bool> {
     let Some(pin) = store.pins().await?.remove(plugin) else { return Ok(false) };
     let what = format!("no longer held to {}", pin.digest);
-    let (at, who) = (clock::iso(clock::now_ms()), who());
+    let now_ms = clock::now_ms();
+    let (at, who) = (clock::iso(now_ms), who());
     let act = Act { at: &at, who: &who, verb, what: &what, why, plugin, digest: &pin.digest };
-    Ok(store.unpin(plugin, &act).await?)
+    Ok(store.unpin(plugin, now_ms, &act).await?)
 }
 
 /// The digest that living hosts run.

@@ -1,10 +1,10 @@
 //! `cofferdam status`: hosts, plugins, lag and failures at one glance.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use cofferdam_model::route::DEAD_LETTER_STREAM;
-use cofferdam_streams::{LaneKeys, Store, Tally, redrive_stream};
+use cofferdam_streams::{HostReport, LaneKeys, Store, StreamError, Tally, redrive_stream};
 use serde_json::json;
 
 use crate::cli::Common;
@@ -12,64 +12,110 @@ use crate::clock;
 use crate::commands::plugins::word;
 use crate::commands::{find, reports};
 use crate::escape::safe;
+use crate::exit::Failed;
 use crate::host::shown;
 use crate::screen;
+use crate::supervisor::{PluginReport, State};
+
+/// Columns that hold a number of Redis's.
+const NUMBERS: usize = 8;
 
 /// Flags of `status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
+/// What all living hosts together say of a plugin, and what Redis does.
+#[derive(Default)]
 struct Row {
-    state: String,
-    group: String,
-    streams: Vec<String>,
+    /// How each host that has it stands to it: its state, and the digest of what it runs.
+    states: BTreeSet<(&'static str, String)>,
+    groups: BTreeSet<String>,
+    streams: BTreeSet<String>,
+    /// The stream and group of each of its lanes, on whichever host: hosts may read different ones.
+    lanes: BTreeSet<(String, String)>,
     hosts: usize,
+    /// `None` when a record of it is damaged.
+    numbers: Option<Numbers>,
+}
+
+#[derive(Default)]
+struct Numbers {
     tally: Tally,
     lag: u64,
     pending: u64,
     parked: u64,
 }
 
+impl Row {
+    fn add(&mut self, report: PluginReport) {
+        self.hosts += 1;
+        self.states.insert((word(report.state), report.digest));
+        for stream in &report.subscribe {
+            self.lanes.insert((stream.clone(), report.group.clone()));
+        }
+        if !report.group.is_empty() {
+            self.lanes.insert((redrive_stream(&report.group), report.group.clone()));
+            self.groups.insert(report.group);
+        }
+        self.streams.extend(report.subscribe);
+    }
+
+    fn state(&self) -> &'static str {
+        match self.states.first() {
+            Some((state, _)) if self.states.len() == 1 => state,
+            _ => "mixed",
+        }
+    }
+}
+
 pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
     let found = find(common).await?;
     let hosts = reports(&found.store).await?;
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
-    for (_, reports) in &hosts {
-        for report in reports {
-            let row = rows.entry(report.name.clone()).or_insert_with(|| Row {
-                state: word(report.state).to_owned(),
-                group: report.group.clone(),
-                streams: report.subscribe.clone(),
-                hosts: 0,
-                tally: Tally::default(),
-                lag: 0,
-                pending: 0,
-                parked: 0,
-            });
-            row.hosts += 1;
-            if word(report.state) != row.state {
-                row.state = String::from("mixed");
-            }
+    for report in hosts.iter().flat_map(|(_, reports)| reports) {
+        rows.entry(report.name.clone()).or_default().add(report.clone());
+    }
+    let mut damaged = Vec::new();
+    for (name, row) in &mut rows {
+        match numbers(&found.store, &row.lanes).await {
+            Ok(numbers) => row.numbers = Some(numbers),
+            // One damaged record must not hide the other plugins.
+            Err(error @ StreamError::WrongType { .. }) => damaged.push(format!("{name}: {error}")),
+            Err(error) => return Err(error.into()),
         }
     }
-    for row in rows.values_mut() {
-        backlog(&found.store, row).await?;
+    show(common, &found.store, &hosts, &rows, &damaged).await?;
+    if !damaged.is_empty() {
+        bail!(Failed(format!("{}; how to mend that: cofferdam doctor", damaged.join("; "))));
     }
-    let dead: u64 = found.store.query(redis::cmd("XLEN").arg(DEAD_LETTER_STREAM)).await.unwrap_or(0);
+    Ok(())
+}
+
+async fn show(
+    common: &Common,
+    store: &Store,
+    hosts: &[(HostReport, Vec<PluginReport>)],
+    rows: &BTreeMap<String, Row>,
+    damaged: &[String],
+) -> Result<()> {
+    let dead: u64 = store.query(redis::cmd("XLEN").arg(DEAD_LETTER_STREAM)).await.unwrap_or(0);
     if common.json {
         let plugins: Vec<_> = rows
             .iter()
             .map(|(name, row)| {
-                json!({"plugin": name, "state": row.state, "group": row.group, "subscribe": row.streams, "hosts": row.hosts,
-                    "lag": row.lag, "pending": row.pending, "parked": row.parked, "settled": settled(&row.tally)})
+                let numbers = row.numbers.as_ref();
+                let of = |count: fn(&Numbers) -> u64| numbers.map(count);
+                json!({"plugin": name, "state": row.state(), "group": joined(&row.groups), "subscribe": row.streams, "hosts": row.hosts,
+                    "lag": of(|numbers| numbers.lag), "pending": of(|numbers| numbers.pending), "parked": of(|numbers| numbers.parked),
+                    "settled": numbers.map(|numbers| settled(&numbers.tally))})
             })
             .collect();
-        let document = json!({"redis": shown(&found.store.address()), "hosts": hosts.iter().map(|(host, _)| host).collect::<Vec<_>>(), "plugins": plugins, "dead_letters": dead});
+        let document = json!({"redis": shown(&store.address()), "hosts": hosts.iter().map(|(host, _)| host).collect::<Vec<_>>(), "plugins": plugins, "dead_letters": dead, "damaged": damaged});
         screen::line(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
-    screen::line(&format!("redis {}   hosts {}   dead letters {dead}", shown(&found.store.address()), hosts.len()));
-    for (host, _) in &hosts {
+    screen::line(&format!("redis {}   hosts {}   dead letters {dead}", shown(&store.address()), hosts.len()));
+    for (host, _) in hosts {
         screen::line(&format!(
             "  {}  pid {}  since {} UTC",
             safe(&host.consumer),
@@ -94,21 +140,15 @@ pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
         "dead",
         "outputs",
     ]);
-    for (name, row) in &rows {
-        let tally = &row.tally;
-        let numbers = [
-            row.hosts as u64,
-            row.lag,
-            row.pending,
-            row.parked,
-            tally.committed,
-            tally.filtered,
-            tally.retried,
-            tally.dead,
-            tally.outputs,
-        ];
-        let mut cells = vec![safe(name), row.state.clone()];
-        cells.extend(numbers.iter().map(u64::to_string));
+    for (name, row) in rows {
+        let mut cells = vec![safe(name), row.state().to_owned(), row.hosts.to_string()];
+        match &row.numbers {
+            Some(Numbers { tally, lag, pending, parked }) => cells.extend(
+                [lag, pending, parked, &tally.committed, &tally.filtered, &tally.retried, &tally.dead, &tally.outputs]
+                    .map(u64::to_string),
+            ),
+            None => cells.extend(vec![String::from("?"); NUMBERS]),
+        }
         table.add_row(cells);
     }
     screen::line("");
@@ -116,10 +156,15 @@ pub(crate) async fn run(common: &Common, _args: Args) -> Result<()> {
     if dead > 0 {
         screen::line(&format!("\n{dead} dead letters; look at them: cofferdam dlq list"));
     }
-    if rows.values().any(|row| row.state == "refused" || row.state == "waiting") {
-        screen::line("\nwhy a plugin is not running: cofferdam plugins");
+    if rows.values().any(|row| row.state() != word(State::Running)) {
+        screen::line("\nwhy a plugin is not running, or not the same on every host: cofferdam plugins");
     }
     Ok(())
+}
+
+/// Names in one text.
+fn joined(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
 fn settled(tally: &Tally) -> serde_json::Value {
@@ -127,17 +172,17 @@ fn settled(tally: &Tally) -> serde_json::Value {
         "released": tally.released, "outputs": tally.outputs})
 }
 
-/// What waits in Redis for a plugin, and what its group has settled, over its streams.
-async fn backlog(store: &Store, row: &mut Row) -> Result<()> {
-    let redrive = redrive_stream(&row.group);
-    for stream in row.streams.iter().chain([&redrive]) {
-        let Some(group) = store.group(stream, &row.group).await? else { continue };
-        row.lag += group.lag.unwrap_or(0);
-        let keys = LaneKeys::new(stream, &row.group);
+/// What waits in Redis for a plugin, and what its groups have settled, over its lanes.
+async fn numbers(store: &Store, lanes: &BTreeSet<(String, String)>) -> Result<Numbers, StreamError> {
+    let mut numbers = Numbers::default();
+    for (stream, group) in lanes {
+        let Some(info) = store.group(stream, group).await? else { continue };
+        numbers.lag += info.lag.unwrap_or(0);
+        let keys = LaneKeys::new(stream, group);
         let parked = store.parked(&keys).await?;
-        row.parked += parked;
-        row.pending += group.pending.saturating_sub(parked);
-        row.tally.add(store.ledger(&keys).await?.tally);
+        numbers.parked += parked;
+        numbers.pending += info.pending.saturating_sub(parked);
+        numbers.tally.add(store.ledger(&keys).await?.tally);
     }
-    Ok(())
+    Ok(numbers)
 }

@@ -62,6 +62,8 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
             kind => others.push(format!("{name} is a {kind} and not a stream; look with: redis-cli TYPE {name}")),
         }
     }
+    let damaged: Vec<&str> =
+        streams.iter().flat_map(|stream| &stream.groups).filter_map(|group| group.damaged.as_deref()).collect();
     let now_ms = clock::now_ms();
     if common.json {
         let all: Vec<Json> = streams.iter().map(|stream| stream.json(now_ms)).collect();
@@ -71,6 +73,9 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     }
     if !missing.is_empty() {
         others.push(format!("there is no stream {}; cofferdam streams --all shows what there is", missing.join(", ")));
+    }
+    if !damaged.is_empty() {
+        others.push(format!("{}; how to mend that: cofferdam doctor", damaged.join("; ")));
     }
     match others.is_empty() {
         true => Ok(()),
@@ -122,6 +127,8 @@ struct Stream {
 struct Group {
     info: GroupInfo,
     parked: u64,
+    /// What is wrong with its records, which then are not known.
+    damaged: Option<String>,
     /// When the oldest pending entry was added, in milliseconds since 1970.
     oldest_pending_ms: Option<u64>,
     ledger: Option<Ledger>,
@@ -136,13 +143,28 @@ async fn look(store: &Store, name: &str, lanes: &BTreeSet<(String, String)>) -> 
     for info in store.groups(name).await? {
         let lane = LaneKeys::new(name, &info.name);
         let known = lanes.contains(&(name.to_owned(), info.name.clone()));
-        let ledger = if known { Some(store.ledger(&lane).await?) } else { None };
+        let (ledger, read_trimmed, damaged) = match records(store, &lane, known).await {
+            Ok((ledger, read_trimmed)) => (ledger, read_trimmed, None),
+            // One damaged record must not hide the other groups.
+            Err(error @ StreamError::WrongType { .. }) => (None, 0, Some(format!("{} of {name}: {error}", info.name))),
+            Err(error) => return Err(error.into()),
+        };
         let oldest_pending_ms = if info.pending > 0 { oldest_pending_ms(store, &lane).await? } else { None };
-        let audit = if known && !lane.is_redrive() { store.audit(&lane).await? } else { None };
-        let trimmed_unread = trimmed(&facts, &info).max(audit.map_or(0, |audit| audit.trimmed_as_read()));
-        groups.push(Group { parked: store.parked(&lane).await?, oldest_pending_ms, ledger, trimmed_unread, info });
+        let trimmed_unread = trimmed(&facts, &info).max(read_trimmed);
+        let parked = store.parked(&lane).await?;
+        groups.push(Group { parked, damaged, oldest_pending_ms, ledger, trimmed_unread, info });
     }
     Ok(Some(Stream { name: name.to_owned(), facts, bytes: usage.unwrap_or_default(), groups }))
+}
+
+/// The ledger of a lane that has one, and how many entries were trimmed unread that Redis counts as read.
+async fn records(store: &Store, lane: &LaneKeys, known: bool) -> Result<(Option<Ledger>, u64), StreamError> {
+    if !known {
+        return Ok((None, 0));
+    }
+    let ledger = store.ledger(lane).await?;
+    let audit = if lane.is_redrive() { None } else { store.audit(lane).await? };
+    Ok((Some(ledger), audit.map_or(0, |audit| audit.trimmed_as_read())))
 }
 
 async fn oldest_pending_ms(store: &Store, lane: &LaneKeys) -> Result<Option<u64>> {
@@ -183,7 +205,7 @@ impl Group {
             "name": self.info.name, "consumers": self.info.consumers, "pending": self.info.pending, "parked": self.parked,
             "lag": self.info.lag, "last_delivered_id": self.info.last_delivered.to_string(),
             "oldest_pending_seconds": self.oldest_pending_ms.map(|ms| now_ms.saturating_sub(ms) / 1_000),
-            "settled": settled, "trimmed_unread": self.trimmed_unread,
+            "settled": settled, "trimmed_unread": self.trimmed_unread, "damaged": self.damaged,
         })
     }
 }
@@ -230,7 +252,11 @@ fn show_groups(streams: &[&Stream], now_ms: u64) {
         readers.add_row([safe(&stream.name)]);
         for group in &stream.groups {
             let settled = |count: fn(&Ledger) -> u64| {
-                group.ledger.as_ref().map_or_else(|| String::from("-"), |ledger| HumanCount(count(ledger)).to_string())
+                let unknown = if group.damaged.is_some() { "?" } else { "-" };
+                group
+                    .ledger
+                    .as_ref()
+                    .map_or_else(|| String::from(unknown), |ledger| HumanCount(count(ledger)).to_string())
             };
             readers.add_row([
                 format!("  {}", safe(&group.info.name)),
