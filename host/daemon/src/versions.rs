@@ -241,20 +241,20 @@ impl Versions {
     pub(crate) async fn hear_pins(&self) -> Result<(), StreamError> {
         let mut held = self.store.pins().await?;
         let mark = self.store.mark(&uuid::Uuid::new_v4().to_string()).await?;
-        let emptied = self.locked().mark.replace(mark.clone()).is_some_and(|before| before != mark);
+        let emptied = self.locked().mark.as_ref().is_some_and(|before| *before != mark);
         if emptied {
+            let known = self.pins.borrow().held.clone();
+            for (plugin, pin) in known {
+                self.store.pin_again(&plugin, &pin).await?;
+                held.entry(plugin).or_insert(pin);
+            }
             tracing::error!(
                 "redis holds other data than before: it was emptied, or another one has taken its place. What plugins are held to and what they are \
                  allowed is noted again as this host knows it; approvals by name, versions to go back to and dead letters are gone"
             );
-            let known = self.pins.borrow().held.clone();
-            for (plugin, pin) in known {
-                if !held.contains_key(&plugin) {
-                    self.store.pin_again(&plugin, &pin).await?;
-                    held.insert(plugin, pin);
-                }
-            }
         }
+        // Only now: what could not be noted again is tried again.
+        self.locked().mark = Some(mark);
         self.pins.send_if_modified(|known| {
             let changed = emptied || known.held != held;
             known.held = held;
