@@ -59,6 +59,9 @@ fn what_asks_for_more_waits_while_the_old_version_runs_and_goes_live_once_it_is_
     answers_as("three");
     let log = redis.cli(&["XRANGE", "stream:operator_log", "-", "+"]);
     assert!(log.contains("approve") && log.contains("as agreed"), "{log}");
+    let history = cofferdam(&["history", "actor", "--redis", &redis.url()]);
+    let history = String::from_utf8_lossy(&history.stdout).into_owned();
+    assert!(history.contains("+ instances = \"reuse\"") && !history.contains("\\n"), "{history}");
     // What is allowed stays allowed: over a restart, and for the next version.
     let [first, second] = hosts;
     first.stop();

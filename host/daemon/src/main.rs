@@ -115,7 +115,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
 fn init_log(verb: &Verb) {
     use std::io::IsTerminal;
     let default = match verb {
-        Verb::Run(_) => "info",
+        // The watcher reports as news what concerns nobody: a folder that was replaced has no watch to take away.
+        Verb::Run(_) => "info,notify=warn",
         Verb::Demo(_) | Verb::Bench(_) => "off",
         _ => "error",
     };

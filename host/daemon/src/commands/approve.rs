@@ -63,12 +63,15 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
         report.detail.lines().for_each(|text| line(&safe(text)));
     }
     let (at, who) = (clock::iso(clock::now_ms()), who());
+    // What was asked for is what the record is about: a line each, which all begin alike.
+    let asks: Vec<&str> = report.detail.lines().map(str::trim).filter(|text| text.starts_with('+')).collect();
+    let asks = asks.join("; ");
     store
         .approve(&Act {
             at: &at,
             who: &who,
             verb: "approve",
-            what: &report.detail,
+            what: &asks,
             why: &args.reason,
             plugin: &report.name,
             digest: &report.candidate,

@@ -111,7 +111,7 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
                 of("at").get(..19).unwrap_or_default().replace('T', " "),
                 safe_cut(of("who"), 32),
                 safe(of("verb")),
-                safe_cut(of("what"), 80),
+                safe_cut(of("what"), 240),
                 safe_cut(of("why"), 80),
             ]);
         }

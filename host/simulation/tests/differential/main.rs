@@ -224,7 +224,13 @@ impl Canon {
         match value {
             Value::BulkString(bytes) => self.text(bytes),
             Value::Array(items) => {
-                format!("[{}]", items.iter().map(|item| self.any(item)).collect::<Vec<_>>().join(" "))
+                let mut texts: Vec<String> = Vec::new();
+                for item in items {
+                    // Made on another stream: whether it equals an id of this one depends on what else came in its millisecond.
+                    let of_another = texts.last().is_some_and(|name| name == "\"sent_as\"");
+                    texts.push(if of_another { String::from("#") } else { self.any(item) });
+                }
+                format!("[{}]", texts.join(" "))
             }
             Value::ServerError(error) => self.error(&RedisError::from(error.clone())),
             other => format!("{other:?}"),
