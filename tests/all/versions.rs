@@ -118,6 +118,10 @@ fn a_redis_that_is_emptied_lets_no_version_run_that_was_taken_back_or_never_allo
     wait_until("each host says what is gone", || hosts.iter().all(notices));
     assert_eq!(settled_on(&redis, 2, ""), good);
     wait_until("the pin is noted again", || redis.cli(&["HGET", "cofferdam:pins", "actor"]).contains(&good));
+    // Its files too: the folder has another version, and hosts that start have nothing else.
+    hosts.into_iter().for_each(|host| _ = host.stop());
+    let hosts = [place.host(&redis, 1), place.host(&redis, 2)];
+    assert_eq!(settled_on(&redis, 2, ""), good);
     let output = cofferdam(&["unpin", "actor", "--redis", &redis.url()]);
     assert!(output.status.success(), "{}", errors(&output));
     assert_eq!(settled_on(&redis, 2, &good), bad, "the folder counts again");

@@ -222,6 +222,9 @@ impl Admission {
             if pin.why.is_empty() { String::new() } else { format!(" ({})", pin.why) },
         );
         if self.supervisor.live_digest(plugin).is_some_and(|live| live == pin.digest) {
+            if let Err(error) = self.allow_what_runs(plugin).await {
+                tracing::warn!(plugin, %error, "cannot note what this plugin is allowed");
+            }
             return Held::Already { found, text };
         }
         match self.versions.fetch(&pin.digest).await {
@@ -233,13 +236,28 @@ impl Admission {
         }
     }
 
+    /// Notes what a plugin has been allowed where Redis has lost it.
+    async fn allow_what_runs(&self, plugin: &str) -> Result<(), StreamError> {
+        let store = self.versions.store();
+        if store.approvals(plugin, "", &[]).await?.allowed.is_none()
+            && let Some(running) = self.supervisor.runs_as(plugin).await?
+            && let Some(text) = running.to_note(&Known::default())
+        {
+            store.allow(plugin, &text, &running.cycles).await?;
+        }
+        Ok(())
+    }
+
     /// What a version asks for, and what its plugin has been allowed.
     async fn asks(&self, version: &Version, claim: Claim) -> Result<(Asks, Known), StreamError> {
         let (manifest, digest) = (&version.manifest, &version.terms.stamp.digest);
         let asks = Asks::of(manifest, self.supervisor.cycles(manifest).await?);
         let found = self.versions.store().approvals(&manifest.name, digest, &asks.cycles).await?;
         let running = if found.allowed.is_none() { self.supervisor.runs_as(&manifest.name).await? } else { None };
-        Ok((asks, Known::read(&found, claim).or_as_runs(running)))
+        let mut known = Known::read(&found, claim).or_as_runs(running);
+        // What is live was allowed, whatever has become of the record.
+        known.approved |= self.supervisor.live_digest(&manifest.name).as_ref() == Some(digest);
+        Ok((asks, known))
     }
 
     /// What comes of a version that may not run yet; `None` when it may, which is then noted.

@@ -229,12 +229,12 @@ async fn look(store: &Store, plugin: &str, keys: &LaneKeys, memory: &mut Memory)
         *memory = Memory::default();
         return Ok(());
     };
-    memory.dead_bytes = seen.dead_bytes;
     for alarm in memory.compare(&seen, keys.is_redrive(), Instant::now()) {
         let text = alarm.text(&keys.stream, &keys.group);
         tracing::error!(plugin, stream = %keys.stream, group = %keys.group, "{text}");
         memory.keep(alarm, text);
     }
+    memory.dead_bytes = seen.dead_bytes;
     // Every parked entry has a record, so that as many records as parked entries means that none is lost.
     if seen.records > seen.parked || memory.cursor != 0 {
         let now = clock::iso(clock::now_ms());
@@ -259,7 +259,7 @@ async fn look(store: &Store, plugin: &str, keys: &LaneKeys, memory: &mut Memory)
 /// What an operator must know.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Alarm {
-    /// Entries are gone that the group has not read: certainly, or else a consumer was deleted with some.
+    /// Entries are gone that the group has not read: certainly, or else they were taken from it by another hand.
     Trimmed { count: u64, since_ms: u64, certain: bool },
     /// Entries will soon be gone that the group has not read.
     Near { behind: u64, cap: u64, added: f64, read: f64 },
@@ -276,7 +276,7 @@ impl Alarm {
                 "{} entries of {stream} were trimmed or deleted before {group} read them{}, since {} UTC: some producer or operator trims this stream; \
                  find who sets MAXLEN (or calls XTRIM, XDEL) and raise the limit, or add hosts",
                 HumanCount(count),
-                if certain { "" } else { ", or else deleted with a consumer (XGROUP DELCONSUMER)" },
+                if certain { "" } else { ", or else taken from it by another hand (XGROUP DELCONSUMER, SETID, XACK)" },
                 clock::short(since_ms)
             ),
             Alarm::Near { behind, cap, added, read } => {
@@ -351,6 +351,8 @@ struct Memory {
     trimmed: Said,
     missing: Said,
     surplus: Said,
+    /// Whether what was said of them was said by the counts alone.
+    unsure: bool,
     /// When entries were first found trimmed unread.
     trimmed_since_ms: Option<u64>,
     /// Where the search for lost retries goes on.
@@ -400,7 +402,9 @@ impl Memory {
             let count = seen.trimmed_unread().max(unread);
             if self.trimmed.is_news(count, now) {
                 let since_ms = *self.trimmed_since_ms.get_or_insert_with(clock::now_ms);
-                alarms.push(Alarm::Trimmed { count, since_ms, certain: count == seen.trimmed_unread() });
+                let certain = count == seen.trimmed_unread();
+                self.unsure = !certain;
+                alarms.push(Alarm::Trimmed { count, since_ms, certain });
             }
         }
         match (self.uneven, uneven) {
@@ -420,6 +424,10 @@ impl Memory {
         if balance == Some(Balance::Even) {
             self.texts.remove("missing");
             self.missing = Said::default();
+            if std::mem::take(&mut self.unsure) {
+                self.texts.remove("trimmed");
+                (self.trimmed, self.trimmed_since_ms) = Default::default();
+            }
         }
         self.uneven = uneven;
         alarms

@@ -121,17 +121,19 @@ fn init_log(verb: &Verb) {
         _ => "error",
     };
     let filter = config::environment("COFFERDAM_LOG").unwrap_or_else(|| default.to_owned());
-    let filter = tracing_subscriber::EnvFilter::try_new(&filter).unwrap_or_else(|error| {
-        screen::note(&format!("cofferdam: COFFERDAM_LOG={filter:?} is not understood ({error}); used is {default:?}"));
-        tracing_subscriber::EnvFilter::new(default)
-    });
+    let parsed = tracing_subscriber::EnvFilter::try_new(&filter);
+    let wrong = parsed.as_ref().err().map(ToString::to_string);
+    let parsed = parsed.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     // A line that nobody can be told is left out: saying so on the same broken standard error would panic, and end a worker or a lane.
     let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+        tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr).log_internal_errors(false);
     let json = matches!(verb, Verb::Run(args) if args.log_format == commands::run::LogFormat::Json);
     if json {
         builder.json().init();
     } else {
         builder.with_ansi(std::io::stderr().is_terminal()).init();
+    }
+    if let Some(wrong) = wrong {
+        tracing::error!("COFFERDAM_LOG={filter:?} is not understood ({wrong}); used is {default:?}");
     }
 }

@@ -32,6 +32,18 @@ pub(crate) struct RedisChild {
     _lock: File,
 }
 
+/// A host that ends early takes its server along; what is still running then writes its files and ends.
+impl Drop for RedisChild {
+    fn drop(&mut self) {
+        let Some(child) = &mut self.child else { return };
+        if matches!(child.try_wait(), Ok(None))
+            && let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed())
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+}
+
 impl RedisChild {
     /// Starts the private Redis of a data directory, or adopts the one that is running there.
     ///
@@ -76,12 +88,35 @@ impl RedisChild {
         // Of its own process group: Ctrl-C is for the host, which stops the server after its last write.
         command.process_group(0);
         let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        if let Some(mut stdin) = child.stdin.take() {
+        let stdin = child.stdin.take();
+        let mut started = RedisChild { url, pid: child.id(), child: Some(child), _lock: lock };
+        if let Some(mut stdin) = stdin {
             stdin.write_all(settings(&socket, &pid_file).as_bytes())?;
         }
-        let pid = child.id();
-        wait_until_ready(&url, &mut child, &dir).await?;
-        Ok(RedisChild { url, pid, child: Some(child), _lock: lock })
+        started.wait_until_ready(&dir).await?;
+        Ok(started)
+    }
+
+    async fn wait_until_ready(&mut self, dir: &Path) -> Result<()> {
+        // Loading a large append-only file takes a while; a server that exits has said why in its log.
+        for _ in 0..ANSWER_TRIES {
+            if answers(&self.url).await {
+                return Ok(());
+            }
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait()?
+            {
+                let log = std::fs::read_to_string(dir.join("redis.log")).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(3).collect();
+                let tail = tail.into_iter().rev().collect::<Vec<_>>().join(" | ");
+                bail!(Environment(format!("the private redis ended at once ({status}): {tail}")));
+            }
+            tokio::time::sleep(ANSWER_PAUSE).await;
+        }
+        bail!(Environment(format!(
+            "the private redis did not answer within 60 s; its log is {}",
+            dir.join("redis.log").display()
+        )))
     }
 
     /// Where it listens.
@@ -134,28 +169,6 @@ async fn answers(url: &str) -> bool {
     let Ok(client) = redis::Client::open(url) else { return false };
     let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
     redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
-}
-
-async fn wait_until_ready(url: &str, child: &mut Child, dir: &Path) -> Result<()> {
-    // Loading a large append-only file takes a while; a server that exits has said why in its log.
-    for _ in 0..ANSWER_TRIES {
-        if answers(url).await {
-            return Ok(());
-        }
-        if let Some(status) = child.try_wait()? {
-            let log = std::fs::read_to_string(dir.join("redis.log")).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(3).collect();
-            let tail = tail.into_iter().rev().collect::<Vec<_>>().join(" | ");
-            bail!(Environment(format!("the private redis ended at once ({status}): {tail}")));
-        }
-        tokio::time::sleep(ANSWER_PAUSE).await;
-    }
-    // Left alone it would hold the folder against the next try.
-    let _ = child.kill();
-    bail!(Environment(format!(
-        "the private redis did not answer within 60 s; its log is {}",
-        dir.join("redis.log").display()
-    )))
 }
 
 fn settings(socket: &Path, pid_file: &Path) -> String {

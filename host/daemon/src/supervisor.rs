@@ -312,12 +312,12 @@ impl Supervisor {
     }
 
     /// The circles that a plugin closes with those that run, here or on another living host: it emits what another one reads, and so
-    /// on, back to what it reads. Of a plugin that runs here and elsewhere, what it reads and emits here counts.
+    /// on, back to what it reads. Of a plugin that reads and emits different streams on different hosts all of them count.
     ///
     /// # Errors
     /// Whatever Redis answers to the question what the others run.
     pub(crate) async fn cycles(&self, manifest: &Manifest) -> Result<Vec<String>, StreamError> {
-        let elsewhere: BTreeMap<String, Route> = reports(&self.store)
+        let elsewhere: Vec<(String, Route)> = reports(&self.store)
             .await?
             .into_iter()
             .filter(|(host, _)| *host.consumer != *self.consumer)
@@ -326,9 +326,10 @@ impl Supervisor {
             .filter_map(|plugin| Some((plugin.name, Route::new(plugin.subscribe, plugin.emit).ok()?)))
             .collect();
         let inner = self.locked();
-        let mut routes: BTreeMap<&str, &Route> = elsewhere.iter().map(|(name, route)| (name.as_str(), route)).collect();
-        routes.extend(inner.running.iter().map(|(name, running)| (name.as_str(), &running.version.manifest.route)));
-        routes.insert(&manifest.name, &manifest.route);
+        let here = inner.running.iter().map(|(name, running)| (name.as_str(), &running.version.manifest.route));
+        let all = elsewhere.iter().map(|(name, route)| (name.as_str(), route)).chain(here);
+        let others = all.filter(|(name, _)| *name != manifest.name);
+        let routes: Vec<(&str, &Route)> = others.chain([(manifest.name.as_str(), &manifest.route)]).collect();
         Ok(cycles(&manifest.name, &routes))
     }
 
@@ -431,6 +432,7 @@ impl Supervisor {
                             Doing::Settling => {
                                 format!("cannot settle what it read of {stream}; tried again and again: {why}")
                             }
+                            Doing::Owning => format!("cannot ask who keeps the order of the keys of {stream}: {why}"),
                             Doing::Renewing => format!("cannot renew the leases of what it holds of {stream}: {why}"),
                         })
                     });

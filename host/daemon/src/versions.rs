@@ -71,6 +71,8 @@ struct Inner {
     tried: BTreeMap<(String, String), Arc<Tried>>,
     /// The live version of each plugin.
     live: BTreeMap<String, String>,
+    /// The files of the live version of each plugin.
+    files: BTreeMap<String, Candidate>,
     /// Versions of which nothing has to be asked any more: they have proved themselves, or have nothing before them.
     settled: BTreeSet<String>,
     /// The mark of the data that Redis held when it was asked last.
@@ -110,6 +112,7 @@ impl Versions {
             let mut inner = self.locked();
             let tried = inner.tried.entry((plugin.clone(), digest.clone())).or_default().clone();
             version.fared = tried;
+            inner.files.insert(plugin.clone(), candidate.clone());
             inner.live.insert(plugin.clone(), digest.clone()).filter(|before| *before != digest)
         };
         match self.note(&plugin, &digest, before, candidate).await {
@@ -239,15 +242,17 @@ impl Versions {
     /// Asks Redis which plugins are pinned. Where it has lost its data, what this host knows of holds, and is noted again: a version that
     /// somebody took back does not run because a Redis was emptied.
     pub(crate) async fn hear_pins(&self) -> Result<(), StreamError> {
+        let before = self.locked().mark.clone();
         let mut held = self.store.pins().await?;
         let mark = self.store.mark(&uuid::Uuid::new_v4().to_string()).await?;
-        let emptied = self.locked().mark.as_ref().is_some_and(|before| *before != mark);
+        let emptied = before.is_some_and(|before| before != mark);
         if emptied {
             let known = self.pins.borrow().held.clone();
             for (plugin, pin) in known {
                 self.store.pin_again(&plugin, &pin).await?;
                 held.entry(plugin).or_insert(pin);
             }
+            self.keep_again().await;
             tracing::error!(
                 "redis holds other data than before: it was emptied, or another one has taken its place. What plugins are held to and what they are \
                  allowed is noted again as this host knows it; approvals by name, versions to go back to and dead letters are gone"
@@ -255,13 +260,23 @@ impl Versions {
         }
         // Only now: what could not be noted again is tried again.
         self.locked().mark = Some(mark);
-        self.pins.send_if_modified(|known| {
-            let changed = emptied || known.held != held;
-            known.held = held;
-            known.emptied += u64::from(emptied);
-            changed
-        });
+        if emptied || self.pins.borrow().held != held {
+            // What is let run again is judged again.
+            self.locked().settled.clear();
+            self.pins.send_modify(|known| (known.held, known.emptied) = (held, known.emptied + u64::from(emptied)));
+        }
         Ok(())
+    }
+
+    /// Keeps again what is live: a Redis that was emptied has lost its files.
+    async fn keep_again(&self) {
+        let live = self.locked().live.clone();
+        for (plugin, digest) in live {
+            let Some(candidate) = self.locked().files.get(&plugin).cloned() else { continue };
+            if let Err(error) = self.note(&plugin, &digest, None, &candidate).await {
+                tracing::warn!(plugin, %error, "this version is not kept, so it cannot be rolled back to");
+            }
+        }
     }
 
     /// Compares the live version of a plugin with the one before it.

@@ -39,6 +39,8 @@ pub enum Doing {
     Settling,
     /// Renewing the leases of what it holds.
     Renewing,
+    /// Asking who keeps the order of the keys.
+    Owning,
 }
 
 #[derive(Debug)]

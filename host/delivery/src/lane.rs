@@ -26,7 +26,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::counters::Counters;
+use crate::counters::{Counters, Doing};
 use crate::lane::ordered::{Order, Survey};
 use crate::pace::Pace;
 use crate::pipeline::{Reader, Received, judge, receive};
@@ -266,6 +266,7 @@ impl Lane {
             }
             if mode != Mode::Run {
                 self.withdraw_waiting();
+                self.parts.counters.works(Doing::Reading);
             }
             if stop_by.is_some() && self.is_idle() {
                 return self.disown().await;

@@ -71,8 +71,9 @@ impl Audit {
     /// Whether all that was read is settled or pending; `None` when Redis cannot tell how many were read.
     pub fn balance(&self) -> Option<Balance> {
         let from_lag = self.lag.map(|lag| self.entries_added.saturating_sub(lag));
-        let delivered = self.entries_read.or(from_lag)?.saturating_sub(self.base_read?);
-        Some(delivered_is_settled_or_pending(self.settled, self.pending, delivered))
+        let (read, before) = (self.entries_read.or(from_lag)?, self.base_read?);
+        // Not taken from what was read, which begins anew where the stream does.
+        Some(delivered_is_settled_or_pending(self.settled.saturating_add(before), self.pending, read))
     }
 
     /// Entries that are still to be read.

@@ -257,7 +257,7 @@ impl Store {
         let mut pipe = redis::pipe();
         pipe.atomic().cmd("HDEL").arg(PINS_KEY).arg(plugin).ignore();
         for facts in known.iter().filter(|facts| !facts.bad.is_empty()) {
-            let counts = [OK, FAILED].map(|field| format!("{}{field}", facts.digest));
+            let counts = [OK, FAILED, PROVED].map(|field| format!("{}{field}", facts.digest));
             pipe.cmd("HDEL").arg(versions_key(plugin)).arg(&counts).ignore();
             pipe.cmd("HSET").arg(versions_key(plugin)).arg(format!("{}{ANEW_MS}", facts.digest)).arg(now_ms).ignore();
         }

@@ -65,13 +65,19 @@ pub(crate) async fn run(common: &Common, args: Args) -> Result<()> {
     config.trusts_embedded = true;
     // Never into somebody's real streams because a configuration file names them.
     config.redis_url.clone_from(&common.redis);
-    let host = Host::start(config).await?;
+    // Whoever stops it must not find a Redis left behind either.
+    let stopped = async {
+        crate::commands::run::stop_signal().await?;
+        bail!(Failed(String::from("stopped before the end of the story")))
+    };
+    tokio::pin!(stopped);
+    let host = tokio::select! {
+        started = Host::start(config) => started?,
+        stopped = &mut stopped => return stopped,
+    };
     let told = tokio::select! {
         told = story(&host, &args) => told,
-        // Whoever stops it must not find a Redis left behind either.
-        stopped = crate::commands::run::stop_signal() => {
-            stopped.and_then(|()| bail!(Failed(String::from("stopped before the end of the story"))))
-        }
+        stopped = &mut stopped => stopped,
     };
     if told.is_ok() && args.keep {
         attach(&host);

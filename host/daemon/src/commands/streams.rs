@@ -133,6 +133,8 @@ struct Group {
     oldest_pending_ms: Option<u64>,
     ledger: Option<Ledger>,
     trimmed_unread: u64,
+    /// Entries that are neither settled nor pending, and may have been trimmed unread.
+    missing: u64,
 }
 
 async fn look(store: &Store, name: &str, lanes: &BTreeSet<(String, String)>) -> Result<Option<Stream>> {
@@ -143,21 +145,21 @@ async fn look(store: &Store, name: &str, lanes: &BTreeSet<(String, String)>) -> 
     for info in store.groups(name).await? {
         let lane = LaneKeys::new(name, &info.name);
         let known = lanes.contains(&(name.to_owned(), info.name.clone()));
-        let (ledger, read_trimmed, damaged) = match records(store, &lane, known).await {
-            Ok((ledger, read_trimmed)) => (ledger, read_trimmed, None),
+        let (ledger, missing, damaged) = match records(store, &lane, known).await {
+            Ok((ledger, missing)) => (ledger, missing, None),
             // One damaged record must not hide the other groups.
             Err(error @ StreamError::WrongType { .. }) => (None, 0, Some(format!("{} of {name}: {error}", info.name))),
             Err(error) => return Err(error.into()),
         };
         let oldest_pending_ms = if info.pending > 0 { oldest_pending_ms(store, &lane).await? } else { None };
-        let trimmed_unread = trimmed(&facts, &info).max(read_trimmed);
+        let trimmed_unread = trimmed(&facts, &info);
         let parked = store.parked(&lane).await?;
-        groups.push(Group { parked, damaged, oldest_pending_ms, ledger, trimmed_unread, info });
+        groups.push(Group { parked, damaged, oldest_pending_ms, ledger, trimmed_unread, missing, info });
     }
     Ok(Some(Stream { name: name.to_owned(), facts, bytes: usage.unwrap_or_default(), groups }))
 }
 
-/// The ledger of a lane that has one, and how many entries were trimmed unread that Redis counts as read.
+/// The ledger of a lane that has one, and how many entries are missing that may have been trimmed unread.
 async fn records(store: &Store, lane: &LaneKeys, known: bool) -> Result<(Option<Ledger>, u64), StreamError> {
     if !known {
         return Ok((None, 0));
@@ -205,7 +207,7 @@ impl Group {
             "name": self.info.name, "consumers": self.info.consumers, "pending": self.info.pending, "parked": self.parked,
             "lag": self.info.lag, "last_delivered_id": self.info.last_delivered.to_string(),
             "oldest_pending_seconds": self.oldest_pending_ms.map(|ms| now_ms.saturating_sub(ms) / 1_000),
-            "settled": settled, "trimmed_unread": self.trimmed_unread, "damaged": self.damaged,
+            "settled": settled, "trimmed_unread": self.trimmed_unread, "missing": self.missing, "damaged": self.damaged,
         })
     }
 }
@@ -279,10 +281,18 @@ fn show_groups(streams: &[&Stream], now_ms: u64) {
 fn show_alarms(streams: &[&Stream]) {
     let mut by_stream: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for stream in streams {
-        for group in stream.groups.iter().filter(|group| group.trimmed_unread > 0) {
+        for group in &stream.groups {
             let who = safe(&group.info.name);
-            let text =
-                format!("at least {} entries were trimmed before {who} read them", HumanCount(group.trimmed_unread));
+            let text = match (group.trimmed_unread, group.missing) {
+                (0, 0) => continue,
+                (count, missing) if count >= missing => {
+                    format!("at least {} entries were trimmed before {who} read them", HumanCount(count))
+                }
+                (_, count) => format!(
+                    "{} entries were trimmed before {who} read them, or else taken from it by another hand (XGROUP DELCONSUMER, SETID, XACK)",
+                    HumanCount(count)
+                ),
+            };
             by_stream.entry(&stream.name).or_default().push(text);
         }
     }
@@ -292,7 +302,7 @@ fn show_alarms(streams: &[&Stream]) {
             line(&format!("ALARM  {}: {alarm}", safe(stream)));
         }
         line(
-            "       a producer trims this stream (MAXLEN, XTRIM) faster than it is read: raise its limit, or add hosts",
+            "       where a producer trims this stream (MAXLEN, XTRIM) faster than it is read: raise its limit, or add hosts",
         );
     }
 }

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 use super::reads::take_unknown;
 use super::settles::GIVE_BACK_TIME;
 use super::{Done, Lane, Mode, PAUSE_MIN};
+use crate::counters::Doing;
 use crate::key_queues::KeyQueues;
 use crate::runner::{Ran, iso};
 
@@ -237,6 +238,9 @@ impl Lane {
         let Some(order) = &mut self.order else { return };
         order.asking = false;
         let (plugin, stream) = (self.parts.plugin.clone(), self.parts.keys.stream.clone());
+        if owned.is_ok() {
+            self.parts.counters.works(Doing::Owning);
+        }
         match owned {
             Ok(Owned::Still) => {}
             Ok(Owned::Mine(epoch)) => {
@@ -258,7 +262,9 @@ impl Lane {
                 }
             }
             Err(error) => {
-                tracing::debug!(%plugin, %stream, %error, "cannot ask who keeps the order now");
+                if self.parts.counters.fails(Doing::Owning, error.to_string()) {
+                    tracing::warn!(%plugin, %stream, %error, "cannot ask who keeps the order; trying again");
+                }
                 order.owner().forget();
                 order.ask_at = now + PAUSE_MIN;
             }
@@ -270,6 +276,8 @@ impl Lane {
     fn lose_order(&mut self) -> Vec<Holding> {
         let Some(order) = &mut self.order else { return Vec::new() };
         (order.epoch, order.finished) = (None, None);
+        // Whoever stands by reads nothing, and cannot fail at it.
+        self.parts.counters.works(Doing::Reading);
         let waiting = order.queues.withdraw_all();
         order.queues = Default::default();
         self.suspects.clear();

@@ -243,27 +243,25 @@ async fn settle_until_taken(
             told.counters.works(Doing::Settling);
             return ended(results, false);
         };
+        let remedy = error.remedy();
         // The group is gone and with it our hold on these entries; they come again from the floor.
-        if error.remedy() == Remedy::RecreateGroup {
+        if remedy == Remedy::RecreateGroup {
             tracing::error!(stream = %keys.stream, group = %keys.group, %error, "cannot settle");
             told.counters.works(Doing::Settling);
             return ended(results, true);
         }
         let is_news = told.counters.fails(Doing::Settling, error.to_string());
-        match error.remedy() {
-            Remedy::Repeat | Remedy::RecreateGroup => {
-                if is_news {
-                    tracing::warn!(stream = %keys.stream, %error, "cannot settle; trying again");
-                }
+        if remedy == Remedy::Repeat {
+            if is_news {
+                tracing::warn!(stream = %keys.stream, %error, "cannot settle; trying again");
             }
-            remedy @ (Remedy::StopReading | Remedy::Operator) => {
-                // A server that takes no writes concerns every lane; whatever else an operator must mend, this one alone.
-                let gate = if remedy == Remedy::StopReading { told.host } else { told.own };
-                gate.close(Instant::now() + pause * 2 + Duration::from_secs(1));
-                closed = Some(gate);
-                if is_news {
-                    tracing::error!(stream = %keys.stream, %error, "cannot settle; reading has stopped until it is taken");
-                }
+        } else {
+            // A server that takes no writes concerns every lane; whatever else an operator must mend, this one alone.
+            let gate = if remedy == Remedy::StopReading { told.host } else { told.own };
+            gate.close(Instant::now() + pause * 2 + Duration::from_secs(1));
+            closed = Some(gate);
+            if is_news {
+                tracing::error!(stream = %keys.stream, %error, "cannot settle; reading has stopped until it is taken");
             }
         }
         sleep(pause).await;
