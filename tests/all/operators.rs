@@ -533,7 +533,7 @@ fn a_foreign_trim_takes_no_retry_and_nothing_that_is_being_handled() {
     // These are read and being handled when everything goes: half of them succeed, half of them fail.
     let slow = |seq: u64| {
         let act = if seq.is_multiple_of(2) { "emit" } else { "retry" };
-        format!(r#"{{"do":"{act}","seq":{seq},"busy_us":60000}}"#)
+        format!(r#"{{"do":"{act}","seq":{seq},"busy_us":300000}}"#)
     };
     publish(&redis, "stream:in", (100..110).map(slow));
     wait_until("they are being handled", || held_by(&redis, &consumer(&host)) == 10);
@@ -587,4 +587,35 @@ fn what_a_dead_host_held_and_somebody_trimmed_or_deleted_leaves_a_tombstone_each
     assert_eq!(Outputs::of(&redis).by_seq.len(), 30 - stones);
     assert!(ids.iter().filter(|id| letters.contains(**id)).count() == stones, "a tombstone does not name its entry");
     assert!(second.lives());
+}
+
+#[test]
+fn a_redis_that_forgets_what_was_read_over_a_rewrite_and_a_restart_raises_no_alarm() {
+    let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let place = Place::new();
+    place.put_actor("");
+    let host = place.host(&redis, 1);
+    publish(&redis, "stream:in", (0..100).map(emit));
+    wait_until("the first are handled", || Outputs::of(&redis).missing(0..100).is_empty() && is_settled(&redis));
+    redis.cli(&["BGREWRITEAOF"]);
+    wait_until("it is rewritten", || {
+        let said = redis.cli(&["INFO", "persistence"]);
+        ["aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0"].iter().all(|state| said.contains(state))
+    });
+    publish(&redis, "stream:in", (100..300).map(emit));
+    wait_until("the rest is handled", || Outputs::of(&redis).missing(100..300).is_empty() && is_settled(&redis));
+    redis.restart();
+    let counted = of_group(&redis, "entries-read");
+    println!("after the restart Redis says that {counted:?} of 300 were read");
+    wait_until("the host is back", || redis.cli(&["--raw", "KEYS", "cofferdam:host:*"]).contains("cofferdam:host:"));
+    publish(&redis, "stream:in", (300..310).map(emit));
+    wait_until("it goes on", || Outputs::of(&redis).missing(300..310).is_empty());
+    // Some rounds of the guard, which are a second apart.
+    std::thread::sleep(Duration::from_secs(4));
+    let (holds, text) = verify(&redis);
+    let streams = cofferdam(&["streams", "--redis", &redis.url()]);
+    let streams = String::from_utf8_lossy(&streams.stdout).into_owned();
+    assert!(holds, "{text}");
+    assert!(!streams.contains("ALARM"), "{streams}");
+    assert_eq!(alarms(&host), Vec::<String>::new());
 }

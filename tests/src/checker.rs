@@ -102,13 +102,16 @@ pub fn full_length() -> bool {
     std::env::var_os("COFFERDAM_CHAOS").is_some_and(|length| length == "full")
 }
 
-/// How many entries of the actor's input are not settled: those that the group holds, and those that it has not read.
+/// How many entries of the actor's input are not settled: those that the group holds, and those that it has not read. At the end of the
+/// stream these are none, whatever Redis says: the lag of Redis 7.0 is wrong after a rewrite of its append-only file and a restart.
 pub fn unsettled(redis: &Redis) -> u64 {
     let groups = redis.cli(&["XINFO", "GROUPS", "stream:in"]);
-    let lines: Vec<&str> = groups.lines().collect();
-    let of =
-        |name: &str| lines.iter().position(|line| *line == name).and_then(|at| lines.get(at + 1)?.parse::<u64>().ok());
-    of("pending").unwrap_or(1) + of("lag").unwrap_or(1)
+    let stream = redis.cli(&["XINFO", "STREAM", "stream:in"]);
+    let of = |text: &str, name: &str| text.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
+    let number = |name: &str| of(&groups, name).and_then(|text| text.parse().ok()).unwrap_or(1);
+    let read = of(&groups, "last-delivered-id");
+    let unread = if read.is_some() && read == of(&stream, "last-generated-id") { 0 } else { number("lag").max(1) };
+    number("pending") + unread
 }
 
 /// Compares the outputs and the dead letters with what was published: the payloads 0 to `published`, each once.

@@ -1,7 +1,7 @@
 //! What the guard looks at: the numbers of one lane at one moment, and the way back for what waited and was lost.
 
 use cofferdam_model::EntryId;
-use cofferdam_model::invariants::{Balance, delivered_is_settled_or_pending, trimmed_unread};
+use cofferdam_model::invariants::{Balance, delivered_is_settled_or_pending, trimmed_unread, was_given};
 use cofferdam_model::route::DEAD_LETTER_STREAM;
 use redis::Value;
 
@@ -55,8 +55,8 @@ impl Audit {
     /// Entries that were taken away before the group read them: at least so many, as the ends of the stream tell.
     pub fn trimmed_unread(&self) -> u64 {
         let Some(read) = self.entries_read else { return 0 };
-        let after_at_most = if self.last_delivered >= self.last { 0 } else { self.length };
-        trimmed_unread(self.entries_added, read, after_at_most)
+        let after_at_most = if self.at_end() { 0 } else { self.length };
+        trimmed_unread(self.entries_added, read, after_at_most, self.removed_by_others())
     }
 
     /// Entries that are neither settled nor pending and that the group may never have seen: at most so many. Redis 8 counts what was
@@ -72,13 +72,23 @@ impl Audit {
     pub fn balance(&self) -> Option<Balance> {
         let from_lag = self.lag.map(|lag| self.entries_added.saturating_sub(lag));
         let (read, before) = (self.entries_read.or(from_lag)?, self.base_read?);
+        let read = was_given(self.entries_added, read, self.at_end(), self.removed_by_others());
         // Not taken from what was read, which begins anew where the stream does.
-        Some(delivered_is_settled_or_pending(self.settled.saturating_add(before), self.pending, read))
+        let settled = self.settled.saturating_add(before);
+        match delivered_is_settled_or_pending(settled, self.pending, read) {
+            // Redis's count of what was read may be too low; at the end it will show.
+            Balance::Surplus(_) if !self.at_end() && settled.saturating_add(self.pending) <= self.entries_added => None,
+            balance => Some(balance),
+        }
+    }
+
+    fn at_end(&self) -> bool {
+        self.last_delivered >= self.last
     }
 
     /// Entries that are still to be read.
     pub fn behind(&self) -> u64 {
-        if self.last_delivered >= self.last { 0 } else { self.lag.unwrap_or(self.length).min(self.length) }
+        if self.at_end() { 0 } else { self.lag.unwrap_or(self.length).min(self.length) }
     }
 }
 

@@ -177,7 +177,8 @@ async fn numbers(store: &Store, lanes: &BTreeSet<(String, String)>) -> Result<Nu
     let mut numbers = Numbers::default();
     for (stream, group) in lanes {
         let Some(info) = store.group(stream, group).await? else { continue };
-        numbers.lag += info.lag.unwrap_or(0);
+        let facts = store.stream_facts(stream).await?.unwrap_or_default();
+        numbers.lag += super::streams::lag(&facts, &info).unwrap_or(0);
         let keys = LaneKeys::new(stream, group);
         let parked = store.parked(&keys).await?;
         numbers.parked += parked;

@@ -142,7 +142,8 @@ async fn look(store: &Store, name: &str, lanes: &BTreeSet<(String, String)>) -> 
     // With few samples the size is an estimate, and Redis is not held up by a large stream.
     let usage = store.query(redis::cmd("MEMORY").arg("USAGE").arg(name).arg("SAMPLES").arg(10)).await;
     let mut groups = Vec::new();
-    for info in store.groups(name).await? {
+    for mut info in store.groups(name).await? {
+        info.lag = lag(&facts, &info);
         let lane = LaneKeys::new(name, &info.name);
         let known = lanes.contains(&(name.to_owned(), info.name.clone()));
         let (ledger, missing, damaged) = match records(store, &lane, known).await {
@@ -157,6 +158,12 @@ async fn look(store: &Store, name: &str, lanes: &BTreeSet<(String, String)>) -> 
         groups.push(Group { parked, damaged, oldest_pending_ms, ledger, trimmed_unread, missing, info });
     }
     Ok(Some(Stream { name: name.to_owned(), facts, bytes: usage.unwrap_or_default(), groups }))
+}
+
+/// Entries still to be read. Redis's own count includes those that were trimmed away, and more after a restart: see
+/// [`trimmed_unread`].
+pub(super) fn lag(facts: &StreamFacts, group: &GroupInfo) -> Option<u64> {
+    if group.last_delivered >= facts.last { Some(0) } else { group.lag.map(|lag| lag.min(facts.length)) }
 }
 
 /// The ledger of a lane that has one, and how many entries are missing that may have been trimmed unread.
@@ -180,7 +187,7 @@ async fn oldest_pending_ms(store: &Store, lane: &LaneKeys) -> Result<Option<u64>
 fn trimmed(facts: &StreamFacts, group: &GroupInfo) -> u64 {
     let Some(read) = group.entries_read else { return 0 };
     let after_at_most = if group.last_delivered >= facts.last { 0 } else { facts.length };
-    trimmed_unread(facts.entries_added, read, after_at_most)
+    trimmed_unread(facts.entries_added, read, after_at_most, facts.removed())
 }
 
 impl Stream {
